@@ -1,0 +1,1 @@
+"""The pipeline that makes guard models: prune, distil, quantise, export, evaluate, pack."""
