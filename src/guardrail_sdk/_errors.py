@@ -4,6 +4,7 @@ GuardrailError
 ├── ConfigError            a policy, option or hook is wrong
 ├── ArtifactError          a model folder is missing, changed or of another kind
 ├── MessageError           messages could not be understood
+├── DataError              a file of labelled rows could not be read
 ├── EngineError            the model failed to judge
 │   ├── EngineTimeout      ... within the policy's deadline
 │   └── InputTooLong       ... because the input exceeds the policy's budget
@@ -29,6 +30,10 @@ class ArtifactError(GuardrailError):
 
 class MessageError(GuardrailError):
     """What was passed for messages could not be understood, so it could not be judged."""
+
+
+class DataError(GuardrailError):
+    """A file of labelled rows can't be read; the message names the file and the line."""
 
 
 class EngineError(GuardrailError):
