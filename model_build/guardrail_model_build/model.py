@@ -82,10 +82,21 @@ class Attention(nn.Module):
         key = self.k_proj(states).unflatten(-1, split).transpose(1, 2)
         value = self.v_proj(states).unflatten(-1, split).transpose(1, 2)
         query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
-        mixed = F.scaled_dot_product_attention(
-            query, key, value.to(query.dtype), is_causal=True, enable_gqa=True
-        )
-        return self.o_proj(fake_activation(mixed.transpose(1, 2).flatten(-2), self.block))
+        mixed = self._mix(query, key, value).transpose(1, 2).flatten(-2)
+        return self.o_proj(fake_activation(mixed, self.block))
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Return causal attention [B, heads, S, head_dim].
+
+        Written out, because the CPU's fused kernel takes most of a training step backwards.
+        """
+        batch, _, length, dim = query.shape
+        grouped = query.reshape(batch, self.config.kv_heads, -1, dim)
+        scores = (grouped @ key.transpose(-2, -1)).float() / math.sqrt(dim)
+        future = torch.ones(length, length, dtype=torch.bool).triu(1)
+        scores = scores.unflatten(2, (-1, length)).masked_fill(future, -torch.inf)
+        weights = scores.softmax(-1).to(value.dtype).flatten(2, 3)
+        return (weights @ value).reshape(batch, self.config.heads, length, dim)
 
 
 class Mlp(nn.Module):

@@ -1,0 +1,162 @@
+"""Rows as a decoder trains on them: token ids, the positions to read, and what to say there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from guardrail_model_build.bases import output_token
+from guardrail_sdk import Category
+from guardrail_sdk.evaluation import Row
+from guardrail_sdk.prompt import LlamaGuardTemplate, Piece, Special, TemplateId, template
+
+UNKNOWN = float("nan")
+"""A label that a row doesn't give; no loss is taken there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """One encoded row.
+
+    Attributes:
+        id: The row's id.
+        ids: Token ids of the prompt and, but for its last token, the answer.
+        positions: Where logits are read: the verdict's position, then the answer's.
+        labels: float32 [positions, outputs]: probabilities, or `UNKNOWN`.
+    """
+
+    id: str
+    ids: tuple[int, ...]
+    positions: tuple[int, ...]
+    labels: Tensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """Examples side by side, right-padded.
+
+    Attributes:
+        rows: Index of each example.
+        ids: int64 [B, S].
+        positions: int64 [B, P]; rows with fewer positions repeat position 0.
+        labels: float32 [B, P, outputs]; `UNKNOWN` where positions repeat.
+    """
+
+    rows: tuple[int, ...]
+    ids: Tensor
+    positions: Tensor
+    labels: Tensor
+
+
+class Encoder:
+    """Turns rows into examples for one template and tokenizer."""
+
+    def __init__(self, template_id: TemplateId, tokenizer: bytes) -> None:
+        self.template = template(template_id)
+        self._tokenizer = Tokenizer.from_buffer(tokenizer)
+        self._tokenizer.encode_special_tokens = True
+        self._outputs = {name: index for index, name in enumerate(self.template.outputs)}
+
+    def encode(self, row: Row) -> Example:
+        """Return the example of `row`."""
+        prompt = self._ids(self.template.render(row.messages))
+        if isinstance(self.template, LlamaGuardTemplate):
+            return self._with_answer(row, prompt)
+        labels = torch.full((1, len(self._outputs)), UNKNOWN)
+        if row.unsafe is not None:
+            labels[0, 0], labels[0, 1] = float(not row.unsafe), float(row.unsafe)
+        if row.unsafe is False or row.categories:
+            labels[0, 2:] = torch.tensor([float(hazard in row.categories) for hazard in Category])
+        return Example(
+            id=row.id, ids=tuple(prompt), positions=(len(prompt) - 1,), labels=labels
+        )
+
+    def _with_answer(self, row: Row, prompt: list[int]) -> Example:
+        """Append the written answer, token by token, as Llama Guard was trained to give it."""
+        answer = llama_guard_answer(row) if row.unsafe is not None else []
+        labels = torch.full((max(1, len(answer)), len(self._outputs)), UNKNOWN)
+        for position, token in enumerate(answer):
+            labels[position] = 0.0
+            labels[position, self._outputs[token]] = 1.0
+        fed = [self._output_id(token) for token in answer[:-1]]
+        positions = range(len(prompt) - 1, len(prompt) - 1 + len(labels))
+        return Example(
+            id=row.id, ids=(*prompt, *fed), positions=tuple(positions), labels=labels
+        )
+
+    def _output_id(self, output: str) -> int:
+        token = output_token(self._tokenizer, output)
+        if token is None:
+            raise ValueError(f"The tokenizer has no single token for the output {output!r}.")
+        return token
+
+    def _ids(self, pieces: Sequence[Piece]) -> list[int]:
+        ids: list[int] = []
+        for piece in pieces:
+            if isinstance(piece, Special):
+                ids.append(self._tokenizer.token_to_id(piece.token))
+            else:
+                ids += self._tokenizer.encode(piece.text, add_special_tokens=False).ids
+        return ids
+
+
+def llama_guard_answer(row: Row) -> list[str]:
+    """Return what Llama Guard says of `row`, in its own 20 tokens."""
+    end = "<|eot_id|>"
+    if not row.unsafe:
+        return ["safe", end]
+    answer = ["unsafe"]
+    numbers = [hazard.value[1:] for hazard in row.categories if hazard is not Category.S14]
+    for index, number in enumerate(numbers):
+        answer += ["\n", "S", number] if index == 0 else [",S", number]
+    return [*answer, end]
+
+
+def batches(
+    examples: Sequence[Example], batch_tokens: int, seed: int | None
+) -> Iterator[Batch]:
+    """Yield the examples in batches of similar length, at most `batch_tokens` padded tokens each.
+
+    Args:
+        examples: What to batch.
+        batch_tokens: Padded tokens per batch; a longer example makes a batch of its own.
+        seed: Shuffles; None for a fixed order by length.
+    """
+    order = list(range(len(examples)))
+    if seed is not None:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(examples), generator=generator).tolist()
+    # Sorting within large pools keeps padding small and the order still mostly random.
+    pool = 64 * 16 if seed is not None else len(order)
+    groups: list[list[int]] = []
+    for start in range(0, len(order), pool):
+        group: list[int] = []
+        for index in sorted(order[start : start + pool], key=lambda row: len(examples[row].ids)):
+            if group and (len(group) + 1) * len(examples[index].ids) > batch_tokens:
+                groups.append(group)
+                group = []
+            group.append(index)
+        groups.append(group)
+    if seed is not None:
+        shuffled = torch.randperm(len(groups), generator=generator).tolist()
+        groups = [groups[index] for index in shuffled]
+    for group in groups:
+        yield _collate(examples, group)
+
+
+def _collate(examples: Sequence[Example], group: Sequence[int]) -> Batch:
+    chosen = [examples[index] for index in group]
+    length = max(len(example.ids) for example in chosen)
+    reads = max(len(example.positions) for example in chosen)
+    ids = torch.zeros(len(chosen), length, dtype=torch.int64)
+    positions = torch.zeros(len(chosen), reads, dtype=torch.int64)
+    labels = torch.full((len(chosen), reads, chosen[0].labels.shape[1]), UNKNOWN)
+    for row, example in enumerate(chosen):
+        ids[row, : len(example.ids)] = torch.tensor(example.ids)
+        positions[row, : len(example.positions)] = torch.tensor(example.positions)
+        labels[row, : len(example.positions)] = example.labels
+    return Batch(rows=tuple(group), ids=ids, positions=positions, labels=labels)

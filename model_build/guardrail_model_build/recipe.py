@@ -1,0 +1,123 @@
+"""Recipes: a YAML file that says what to build, from which base and data, and how."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardrail_sdk.prompt import TemplateId
+
+_Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Base(_Strict):
+    """Where the pretrained weights come from."""
+
+    name: str
+    licence: str
+    source: str
+    """A folder or hub id of a LlamaForCausalLM, or a `.gguf` file."""
+
+    def path(self) -> Path:
+        """Return the source as a path, with `~` expanded."""
+        return Path(self.source).expanduser()
+
+
+class Source(_Strict):
+    """What is taken of one data file."""
+
+    rows: int | None = None
+    """At most so many rows, chosen by id hash; None for all, 0 for none."""
+    unsafe_categories: tuple[str, ...] = ()
+    """For rows without a verdict label: these hazards count as unsafe, others get no verdict."""
+    safe_notes: tuple[str, ...] = ()
+    """For rows without a verdict label: these notes count as safe."""
+    prompts: Literal["safe", "unsafe"] | None = None
+    """For files of responses: train on their prompts, too, as rows of their own with this label."""
+
+
+class Data(_Strict):
+    """Which rows train and validate."""
+
+    uses: tuple[Literal["ship", "ship-with-notice", "research", "own"], ...]
+    validation_share: _Share = 0.1
+    max_prompt_tokens: int = 320
+    max_answer_tokens: int = 256
+    token_budget: int = 800_000
+    """Training rows are sampled down to this many tokens."""
+    sources: dict[str, Source] = Field(default_factory=dict)
+    """By file name without ending; a file that isn't named is taken whole."""
+
+
+class Training(_Strict):
+    """One training run."""
+
+    learning_rate: float
+    epochs: float = 1.0
+    batch_tokens: int = 1536
+    warmup_share: _Share = 0.1
+    weight_decay: float = 0.01
+    frozen_blocks: int = 0
+    """How many of the lowest blocks stay as they are; the embedding always does."""
+    bfloat16: bool = True
+    """Run matrix products in bfloat16; the weights and the optimiser stay float32."""
+    distil_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight of the teacher's distribution in the loss; the rest is the labels'."""
+
+
+class Prune(_Strict):
+    """How much is cut."""
+
+    blocks: int
+    """Decoder blocks kept."""
+    mlp: int
+    """MLP neurons kept per block."""
+    calibration_rows: int = 512
+
+
+class Evaluation(_Strict):
+    """What stages are compared on, and how thresholds are chosen on the validation split."""
+
+    sample_rows: int = 1500
+    false_positive_rate: dict[Literal["input", "output"], float]
+    """The threshold is the lowest at which validation's false-positive rate is at most this."""
+
+
+class Recipe(_Strict):
+    """Everything a build depends on."""
+
+    name: str
+    version: str
+    template: TemplateId
+    base: Base
+    seed: int = 1
+    context_length: int = 512
+    block_size: Literal[16, 32, 64, 128, 256] = 32
+    data: Data
+    finetune: Training
+    prune: Prune
+    distil: Training
+    qat: Training
+    evaluation: Evaluation
+
+    @classmethod
+    def load(cls, path: Path) -> Recipe:
+        """Read a recipe from a YAML file.
+
+        Raises:
+            pydantic.ValidationError: If a key is unknown or a value is wrong.
+        """
+        return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+
+    def sha256(self) -> str:
+        """Return the hash of the recipe's contents."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
