@@ -1,0 +1,237 @@
+"""Carries out the effects of a flow: in the calling thread, or on an event loop (asyncio, trio)."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Final, TypeVar, cast
+
+import anyio
+import anyio.to_thread
+from anyio.lowlevel import RunVar
+
+from guardrail_sdk._errors import ConfigError, EngineTimeout
+from guardrail_sdk._flow import Ask, Effect, Emit, Ended, Flow
+from guardrail_sdk._judge import Budget, Judge
+from guardrail_sdk._policy import Policy
+from guardrail_sdk._types import Conversation, Verdict
+
+ResultT = TypeVar("ResultT")
+
+# One judgement keeps a core or two busy: more threads than this would only make each one slower.
+_MOST_THREADS: Final = max(2, os.cpu_count() or 1)
+_limiter: RunVar[anyio.CapacityLimiter] = RunVar("guardrail_sdk.limiter")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    """Runs flows whose questions `judge` answers under `policy`."""
+
+    judge: Judge
+    policy: Policy
+
+    def run(self, flow: Flow[ResultT]) -> ResultT:
+        """Run a flow that emits nothing, in this thread."""
+        step: Callable[[], Effect] = partial(next, flow)
+        while True:
+            try:
+                effect = step()
+            except StopIteration as stop:
+                return cast("ResultT", stop.value)
+            try:
+                answer = self._perform(effect)
+            except BaseException as error:
+                step = partial(flow.throw, error)
+            else:
+                step = partial(flow.send, answer)
+
+    async def run_async(self, flow: Flow[ResultT]) -> ResultT:
+        """Run a flow that emits nothing; the model works in a worker thread."""
+        step: Callable[[], Effect] = partial(next, flow)
+        while True:
+            try:
+                effect = step()
+            except StopIteration as stop:
+                return cast("ResultT", stop.value)
+            try:
+                answer = await self._perform_async(effect)
+            except BaseException as error:
+                step = partial(flow.throw, error)
+            else:
+                step = partial(flow.send, answer)
+
+    def generator(
+        self, begin: Callable[..., Flow[object]]
+    ) -> Callable[..., Generator[object, object, object]]:
+        """Return a generator function that runs the flow begun by its call, in its thread."""
+
+        def generate(*args: object, **kwargs: object) -> Generator[object, object, object]:
+            flow = begin(*args, **kwargs)
+            step: Callable[[], Effect] = partial(next, flow)
+            while True:
+                try:
+                    effect = step()
+                except StopIteration as stop:
+                    return stop.value
+                try:
+                    emits = isinstance(effect, Emit)
+                    answer = (yield effect.item) if emits else self._perform(effect)
+                except BaseException as error:
+                    step = partial(flow.throw, error)
+                else:
+                    step = partial(flow.send, answer)
+
+        return generate
+
+    def async_generator(
+        self, begin: Callable[..., Flow[object]]
+    ) -> Callable[..., AsyncGenerator[object, object]]:
+        """Return an async generator function that runs the flow begun by its call."""
+
+        async def generate(*args: object, **kwargs: object) -> AsyncGenerator[object, object]:
+            flow = begin(*args, **kwargs)
+            step: Callable[[], Effect] = partial(next, flow)
+            while True:
+                try:
+                    effect = step()
+                except StopIteration:
+                    return
+                try:
+                    emits = isinstance(effect, Emit)
+                    answer = (yield effect.item) if emits else await self._perform_async(effect)
+                except BaseException as error:
+                    step = partial(flow.throw, error)
+                else:
+                    step = partial(flow.send, answer)
+
+        return generate
+
+    def _perform(self, effect: Effect) -> object:
+        if isinstance(effect, Ask):
+            budget = Budget.of(self.policy)
+            return self.judge.judge(effect.conversation, self.policy, budget)
+        return _only_call(effect)()
+
+    async def _perform_async(self, effect: Effect) -> object:
+        if isinstance(effect, Ask):
+            return await self._ask_in_thread(effect.conversation)
+        answer = _only_call(effect)()
+        return await answer if inspect.isawaitable(answer) else answer
+
+    async def _ask_in_thread(self, conversation: Conversation) -> Verdict:
+        budget = Budget.of(self.policy)
+        judge = partial(self.judge.judge, conversation, self.policy, budget)
+        try:
+            with anyio.move_on_after(budget.remaining_s()):
+                return await anyio.to_thread.run_sync(
+                    judge, abandon_on_cancel=True, limiter=_thread_limiter()
+                )
+            raise EngineTimeout("No verdict within the policy's deadline_ms, waiting included.")
+        finally:
+            budget.cancelled.set()
+
+
+def _only_call(effect: Effect) -> Callable[[], object]:
+    if isinstance(effect, Ask | Emit):
+        raise TypeError(f"{type(effect).__name__} can't be carried out here.")
+    return effect.function
+
+
+def _thread_limiter() -> anyio.CapacityLimiter:
+    """Return this event loop's bound on threads that judge."""
+    try:
+        return _limiter.get()
+    except LookupError:
+        limiter = anyio.CapacityLimiter(_MOST_THREADS)
+        _limiter.set(limiter)
+        return limiter
+
+
+class SyncSource:
+    """A sync iterator as a source of chunks."""
+
+    def __init__(self, chunks: object) -> None:
+        self._chunks = _iterator(chunks)
+
+    def next(self) -> object:
+        """Return the next chunk."""
+        return self._step(partial(next, self._chunks))
+
+    def send(self, value: object) -> object:
+        """Send `value` to a generator; return its next chunk."""
+        return self._step(partial(_method(self._chunks, "send"), value))
+
+    def throw(self, error: BaseException) -> object:
+        """Throw `error` into a generator; return its next chunk if it goes on."""
+        if not hasattr(self._chunks, "throw"):
+            raise error
+        return self._step(partial(_method(self._chunks, "throw"), error))
+
+    def close(self) -> object:
+        """Close the iterator if it can be closed."""
+        return _method(self._chunks, "close")() if hasattr(self._chunks, "close") else None
+
+    def _step(self, step: Callable[[], object]) -> object:
+        try:
+            return step()
+        except StopIteration as stop:
+            return Ended(stop.value)
+
+
+class AsyncSource:
+    """An async iterator as a source of chunks."""
+
+    def __init__(self, chunks: object) -> None:
+        self._chunks = _async_iterator(chunks)
+
+    async def next(self) -> object:
+        """Return the next chunk."""
+        return await self._step(self._chunks.__anext__)
+
+    async def send(self, value: object) -> object:
+        """Send `value` to an async generator; return its next chunk."""
+        return await self._step(partial(_method(self._chunks, "asend"), value))
+
+    async def throw(self, error: BaseException) -> object:
+        """Throw `error` into an async generator; return its next chunk if it goes on."""
+        if not hasattr(self._chunks, "athrow"):
+            raise error
+        return await self._step(partial(_method(self._chunks, "athrow"), error))
+
+    async def close(self) -> None:
+        """Close the iterator by `aclose`, or by `close`, if it can be closed."""
+        for name in ("aclose", "close"):
+            if hasattr(self._chunks, name):
+                done = _method(self._chunks, name)()
+                if inspect.isawaitable(done):
+                    await done
+                return
+
+    async def _step(self, step: Callable[[], object]) -> object:
+        try:
+            chunk = step()
+            return await chunk if inspect.isawaitable(chunk) else chunk
+        except StopAsyncIteration:
+            return Ended()
+
+
+def _iterator(chunks: object) -> Iterator[object]:
+    if not hasattr(type(chunks), "__next__"):
+        raise ConfigError(f"{type(chunks).__name__} is not an iterator.")
+    return cast("Iterator[object]", chunks)
+
+
+def _async_iterator(chunks: object) -> AsyncIterator[object]:
+    if hasattr(type(chunks), "__anext__"):
+        return cast("AsyncIterator[object]", chunks)
+    return aiter(cast("AsyncIterator[object]", chunks))
+
+
+def _method(chunks: object, name: str) -> Callable[..., object]:
+    method: object = getattr(chunks, name, None)
+    if not callable(method):
+        raise ConfigError(f"The wrapped stream ({type(chunks).__name__}) has no {name}.")
+    return method

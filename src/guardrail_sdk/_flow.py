@@ -1,0 +1,356 @@
+"""The course of a check, a guarded call and a guarded stream: written once for sync and async.
+
+A flow is a generator without I/O. It yields effects; a driver (`_drive.py`) carries each one out,
+sends back what came of it or throws in what it raised, and returns what the flow returns.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol, TypeVar
+
+from guardrail_sdk._codec import Args, Codec, Kwargs
+from guardrail_sdk._errors import Blocked, ConfigError, EngineError, GuardrailError, MessageError
+from guardrail_sdk._hooks import CheckEvent, Hooks, async_hook, stricter
+from guardrail_sdk._policy import REDACTED, Policy, decide
+from guardrail_sdk._stream import StreamWindow, Window
+from guardrail_sdk._types import (
+    Action,
+    CheckResult,
+    Conversation,
+    Decision,
+    Message,
+    Span,
+    Verdict,
+)
+from guardrail_sdk.prompt import stage_of
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """Have the model judge; answered by its verdict."""
+
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """Call a user's function; answered by what it returns, awaited by an async driver."""
+
+    function: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Emit:
+    """Yield an item to the consumer of the stream; answered by what the consumer sends."""
+
+    item: object
+
+
+Effect = Ask | Call | Emit
+ResultT = TypeVar("ResultT")
+Flow = Generator[Effect, object, ResultT]
+OnBlock = Callable[[Decision], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What a source answers when it has no more chunks; `value` is what a generator returned."""
+
+    value: object = None
+
+
+class Source(Protocol):
+    """A stream of chunks, sync or async: each method returns a chunk or `Ended`, or awaits one."""
+
+    def next(self) -> object: ...
+    def send(self, value: object) -> object: ...
+    def throw(self, error: BaseException) -> object: ...
+    def close(self) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """A stream or awaitable that a function returned: still to be guarded by the caller."""
+
+    value: object
+    conversation: Conversation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checks:
+    """How one guard checks a conversation.
+
+    Attributes:
+        policy: What a verdict or a failure leads to.
+        hooks: The user's functions around each check.
+    """
+
+    policy: Policy
+    hooks: Hooks
+
+    def check(self, conversation: Conversation, *, offset: int = 0) -> Flow[CheckResult]:
+        """Check the last message, which begins `offset` characters into what it is part of."""
+        stage = stage_of(conversation)
+        event = CheckEvent(stage=stage, conversation=tuple(conversation))
+        before, after = self.hooks.before(stage), self.hooks.after(stage)
+        if before is not None:
+            yield from _hook(partial(before, event), f"before_{stage}")
+        result = yield from self._judge(event.conversation, offset)
+        if after is None:
+            return result
+        change = yield from _hook(partial(after, event, result), f"after_{stage}")
+        return replace(result, decision=stricter(result.decision, change, f"after_{stage}"))
+
+    def _judge(self, conversation: Conversation, offset: int) -> Flow[CheckResult]:
+        try:
+            verdict = yield Ask(conversation)
+            if not isinstance(verdict, Verdict):
+                raise TypeError("A judge must return a Verdict.")
+            verdict = _shifted(verdict, offset)
+            return CheckResult(decision=decide(verdict, self.policy), verdict=verdict)
+        except Exception as error:
+            if isinstance(error, GuardrailError) and not isinstance(error, EngineError):
+                raise
+            return CheckResult(decision=self._failed(type(error).__name__), verdict=None)
+
+    def _failed(self, error: str) -> Decision:
+        if self.policy.on_error == "allow":
+            reason = f"Failed open: the check ended in {error}, and the policy's on_error is allow."
+            return Decision(action=Action.ALLOW, category=None, reason=reason)
+        reason = f"Failed closed: the check ended in {error}, so nothing is let through."
+        return Decision(action=Action.BLOCK, category=None, reason=reason)
+
+
+def _shifted(verdict: Verdict, offset: int) -> Verdict:
+    if not offset:
+        return verdict
+    span = Span(start=verdict.span.start + offset, end=verdict.span.end + offset)
+    return replace(verdict, span=span)
+
+
+def _hook(call: Callable[[], object], name: str) -> Flow[object]:
+    answer = yield Call(call)
+    _refuse_awaitable(answer, async_hook(name))
+    return answer
+
+
+def _refuse_awaitable(value: object, message: str) -> None:
+    """Raise ConfigError if `value` is awaitable: only a sync driver leaves one so."""
+    if inspect.isawaitable(value):
+        if inspect.iscoroutine(value):
+            value.close()
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GuardedCall:
+    """How one wrapped function is called.
+
+    Attributes:
+        checks: The checks of its input and output.
+        codec: What reads and redacts them.
+        on_block: What gives the value in place of a blocked one; None to raise `Blocked`.
+    """
+
+    checks: Checks
+    codec: Codec
+    on_block: OnBlock | None
+
+    def converse(self, chat_fn: Callable[..., object], args: Args, kwargs: Kwargs) -> Flow[object]:
+        """Judge the input, call `chat_fn`, judge what it returns."""
+        admitted = yield from self._admit(args, kwargs)
+        if isinstance(admitted, Blocked):
+            return (yield from self._denied(admitted))
+        value = yield Call(partial(chat_fn, *admitted.args, **admitted.kwargs))
+        return (yield from self.settle(value, admitted.conversation))
+
+    def settle(self, value: object, conversation: Conversation) -> Flow[object]:
+        """Judge what the function returned; give back a stream or awaitable for guarding."""
+        if is_live(value):
+            return Live(value, conversation)
+        outcome = yield from self._release(value, conversation)
+        if isinstance(outcome, Blocked):
+            return (yield from self._denied(outcome))
+        return outcome
+
+    def stream(
+        self,
+        chat_fn: Callable[..., object],
+        open_source: Callable[[object], Source],
+        args: Args,
+        kwargs: Kwargs,
+    ) -> Flow[object]:
+        """Judge the input, start the generator `chat_fn`, relay its chunks."""
+        admitted = yield from self._admit(args, kwargs)
+        if isinstance(admitted, Blocked):
+            yield Emit((yield from self._denied(admitted)))
+            return None
+        source = open_source(chat_fn(*admitted.args, **admitted.kwargs))
+        return (yield from self.relay(source, admitted.conversation))
+
+    def relay(self, source: Source, conversation: Conversation) -> Flow[object]:
+        """Emit the chunks of `source`, each once its window was judged; close it at the end."""
+        try:
+            outcome: object = yield from self._relay(source, conversation)
+        finally:
+            yield Call(source.close)
+        if isinstance(outcome, Ended):
+            if outcome.value is None:
+                return None
+            outcome = yield from self._release(outcome.value, conversation)
+        if isinstance(outcome, Blocked):
+            yield Emit((yield from self._denied(outcome)))
+            return None
+        return outcome
+
+    def _relay(self, source: Source, conversation: Conversation) -> Flow[Ended | Blocked]:
+        window: StreamWindow[object] = StreamWindow()
+        ready: deque[object] = deque()
+        ended: Ended | None = None
+        while True:
+            step: Callable[[], object] | None = None
+            while ready and step is None:
+                step = yield from _emit(ready.popleft(), source)
+            if ended is not None and step is None:
+                return ended
+            chunk = yield Call(step or source.next)
+            ended = chunk if isinstance(chunk, Ended) else None
+            closed = window.flush() if ended else window.push(self._chunk_text(chunk), chunk)
+            if closed is not None:
+                passed = yield from self._pass(closed, window, conversation)
+                if isinstance(passed, Blocked):
+                    return passed
+                ready.extend(passed)
+
+    def _pass(
+        self, closed: Window[object], window: StreamWindow[object], conversation: Conversation
+    ) -> Flow[Sequence[object] | Blocked]:
+        """Judge a window; return the chunks that may be released."""
+        chunks = [chunk for chunk, _ in closed.chunks]
+        if not closed.text:
+            return chunks
+        judged = [*conversation, Message(role="assistant", content=closed.judged)]
+        result = yield from self.checks.check(judged, offset=closed.start)
+        if result.blocked:
+            return Blocked(result.decision, result.verdict)
+        if result.decision.action is Action.REDACT:
+            window.replaced(closed)
+            return self._redacted(closed)
+        window.released(closed)
+        return chunks
+
+    def _redacted(self, closed: Window[object]) -> list[object]:
+        """Return the window's chunks with the text replaced once, the others emptied."""
+        redacted: list[object] = []
+        text = REDACTED
+        for chunk, old in closed.chunks:
+            if not old:
+                redacted.append(chunk)
+                continue
+            written = self.codec.write_output(chunk, text)
+            if written != "" or not isinstance(written, str):
+                redacted.append(written)
+            text = ""
+        return redacted
+
+    def _chunk_text(self, chunk: object) -> str:
+        return "" if chunk is None else _checked_text(self.codec.read_output(chunk))
+
+    def _admit(self, args: Args, kwargs: Kwargs) -> Flow[_Admitted | Blocked]:
+        """Judge every message that is new to the model: those since an assistant last spoke."""
+        conversation = list(self.codec.read_input(args, kwargs))
+        last = len(conversation) - 1
+        for index in _new_messages(conversation):
+            asked = replace(conversation[index], role="user")
+            result = yield from self.checks.check([*conversation[:index], asked])
+            decision = result.decision
+            if decision.action is Action.REDACT and index == last:
+                args, kwargs = self.codec.write_input(args, kwargs, REDACTED)
+                conversation[index] = replace(conversation[index], content=REDACTED)
+            elif decision.action is Action.REDACT:
+                reason = f"{decision.reason} Only the last message can be redacted: blocked."
+                decision = replace(decision, action=Action.BLOCK, reason=reason)
+            if decision.action is Action.BLOCK:
+                return Blocked(decision, result.verdict)
+        return _Admitted(args, kwargs, tuple(conversation))
+
+    def _release(self, value: object, conversation: Conversation) -> Flow[object]:
+        """Judge a whole output; return it, its redacted copy, or the block."""
+        text = _checked_text(self.codec.read_output(value))
+        judged = [*conversation, Message(role="assistant", content=text)]
+        result = yield from self.checks.check(judged)
+        if result.blocked:
+            return Blocked(result.decision, result.verdict)
+        if result.decision.action is Action.REDACT:
+            return self.codec.write_output(value, REDACTED)
+        return value
+
+    def _denied(self, blocked: Blocked) -> Flow[object]:
+        if self.on_block is None:
+            raise blocked
+        value = yield Call(partial(self.on_block, blocked.decision))
+        _refuse_awaitable(
+            value, "on_block is async, but the wrapped function is sync: make it a plain function."
+        )
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class _Admitted:
+    """A call whose input was judged, redacted where the policy says so."""
+
+    args: Args
+    kwargs: Mapping[str, object]
+    conversation: Conversation
+
+
+def _new_messages(conversation: Sequence[Message]) -> list[int]:
+    """Return the indices of the messages since the last assistant's, system messages left out.
+
+    In an agent's loop these are the results of several tool calls, and each may be an attack.
+
+    Raises:
+        MessageError: If there is none.
+    """
+    new: list[int] = []
+    for index, message in enumerate(conversation):
+        if message.role == "assistant":
+            new = []
+        elif message.role != "system":
+            new.append(index)
+    if new:
+        return new
+    if conversation and conversation[-1].role == "system":
+        return [len(conversation) - 1]
+    raise MessageError(
+        "The input has no message after the last assistant's: end it with a user's or a tool's "
+        "message, or pass a codec that says what to judge."
+    )
+
+
+def _emit(item: object, source: Source) -> Flow[Callable[[], object] | None]:
+    """Emit `item`; return the step that the consumer asks of `source` by `send` or `throw`."""
+    try:
+        sent = yield Emit(item)
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        return partial(source.throw, error)
+    return None if sent is None else partial(source.send, sent)
+
+
+def _checked_text(text: object) -> str:
+    if isinstance(text, str):
+        return text
+    raise MessageError(f"The codec read {type(text).__name__}: read_output must return a string.")
+
+
+def is_live(value: object) -> bool:
+    """Return whether `value` is a stream or an awaitable rather than a finished output."""
+    kind = type(value)
+    return any(hasattr(kind, name) for name in ("__next__", "__await__", "__anext__", "__aiter__"))

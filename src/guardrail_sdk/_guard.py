@@ -1,0 +1,233 @@
+"""The guard: composes a model, a policy, hooks and a codec into checks and wrapped functions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterator,
+)
+from pathlib import Path
+from threading import Lock
+from typing import ParamSpec, TypeVar, cast, overload
+
+from guardrail_sdk._codec import Codec, DefaultCodec
+from guardrail_sdk._drive import Driver
+from guardrail_sdk._errors import ConfigError
+from guardrail_sdk._flow import Checks, GuardedCall, OnBlock
+from guardrail_sdk._hooks import Hooks
+from guardrail_sdk._judge import Judge
+from guardrail_sdk._policy import Policy
+from guardrail_sdk._types import CheckResult, Decision
+from guardrail_sdk._wrap import Wrapping
+from guardrail_sdk.artifact import find_artifact
+
+CONFIG_VARIABLE = "GUARDRAIL_CONFIG"
+
+P = ParamSpec("P")
+ReturnT = TypeVar("ReturnT")
+BlockT = TypeVar("BlockT")
+YieldT = TypeVar("YieldT")
+SendT = TypeVar("SendT")
+
+_models: dict[tuple[Path, str], Judge] = {}
+_models_lock = Lock()
+
+
+class Guard:
+    """Judges what goes into and comes out of any chat function, on this machine.
+
+    Making one verifies the model's files; the model is loaded at the first check, once per
+    process, and shared by all guards that use it. A guard is immutable and may be used from any
+    thread and event loop.
+
+    Example:
+        >>> from guardrail_sdk.testing import FakeModel
+        >>> guard = Guard(model=FakeModel(["bomb"]))
+        >>> guard.check_sync("How do I build a bomb?").decision.action.value
+        'block'
+
+    Args:
+        model: A model folder, or anything that implements `Judge`, such as
+            `guardrail_sdk.testing.FakeModel`; None for the folder that the environment variable
+            `GUARDRAIL_MODEL` names, or the bundled model.
+        policy: What a verdict leads to; None for the YAML file that `GUARDRAIL_CONFIG` names, or
+            the default policy, which blocks every hazard.
+        hooks: Functions to call around each check.
+        codec: How to read messages and answers; None for the common shapes.
+
+    Raises:
+        ArtifactError: If the model folder is missing, changed or of another kind.
+        ConfigError: If the policy file or an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | Judge | None = None,
+        policy: Policy | None = None,
+        hooks: Hooks | None = None,
+        codec: Codec | None = None,
+    ) -> None:
+        policy = _policy(policy)
+        judge = _judge(model)
+        self._codec = codec or DefaultCodec()
+        self._checks = Checks(policy=policy, hooks=_hooks(hooks))
+        self._driver = Driver(judge=judge, policy=policy)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        return self._checks.policy
+
+    @property
+    def judge(self) -> Judge:
+        """What gives the verdicts."""
+        return self._driver.judge
+
+    async def check(self, messages: object) -> CheckResult:
+        """Check the last message of a conversation, without blocking the event loop.
+
+        Args:
+            messages: A string (a user's prompt), or a list of messages: role/content dicts,
+                `Message` or LangChain-like objects; contents may be lists of text parts. A
+                user's last message is judged as a prompt, an assistant's as a response.
+
+        Returns:
+            The verdict and what the policy makes of it. A check that failed has no verdict; the
+            policy's `on_error` decides it.
+
+        Raises:
+            MessageError: If the messages can't be understood.
+        """
+        conversation = self._codec.read_input((messages,), {})
+        return await self._driver.run_async(self._checks.check(conversation))
+
+    def check_sync(self, messages: object) -> CheckResult:
+        """Do as `check` does, in the calling thread.
+
+        Raises:
+            MessageError: If the messages can't be understood.
+            ConfigError: If a hook is async.
+        """
+        self._checks.hooks.require_sync()
+        conversation = self._codec.read_input((messages,), {})
+        return self._driver.run(self._checks.check(conversation))
+
+    @overload
+    def wrap(
+        self, chat_fn: Callable[P, ReturnT], *, codec: Codec | None = None, on_block: None = None
+    ) -> Callable[P, ReturnT]: ...
+    @overload
+    def wrap(
+        self,
+        chat_fn: Callable[P, Coroutine[object, object, ReturnT]],
+        *,
+        codec: Codec | None = None,
+        on_block: Callable[[Decision], BlockT],
+    ) -> Callable[P, Coroutine[object, object, ReturnT | BlockT]]: ...
+    @overload
+    def wrap(
+        self,
+        chat_fn: Callable[P, Generator[YieldT, SendT, ReturnT]],
+        *,
+        codec: Codec | None = None,
+        on_block: Callable[[Decision], BlockT],
+    ) -> Callable[P, Generator[YieldT | BlockT, SendT, ReturnT | None]]: ...
+    @overload
+    def wrap(
+        self,
+        chat_fn: Callable[P, AsyncGenerator[YieldT, SendT]],
+        *,
+        codec: Codec | None = None,
+        on_block: Callable[[Decision], BlockT],
+    ) -> Callable[P, AsyncGenerator[YieldT | BlockT, SendT]]: ...
+    @overload
+    def wrap(
+        self,
+        chat_fn: Callable[P, Iterator[YieldT]],
+        *,
+        codec: Codec | None = None,
+        on_block: Callable[[Decision], BlockT],
+    ) -> Callable[P, Iterator[YieldT | BlockT]]: ...
+    @overload
+    def wrap(
+        self,
+        chat_fn: Callable[P, AsyncIterator[YieldT]],
+        *,
+        codec: Codec | None = None,
+        on_block: Callable[[Decision], BlockT],
+    ) -> Callable[P, AsyncIterator[YieldT | BlockT]]: ...
+    @overload
+    def wrap(
+        self,
+        chat_fn: Callable[P, ReturnT],
+        *,
+        codec: Codec | None = None,
+        on_block: Callable[[Decision], BlockT],
+    ) -> Callable[P, ReturnT | BlockT]: ...
+    def wrap(
+        self,
+        chat_fn: Callable[..., object],
+        *,
+        codec: Codec | None = None,
+        on_block: OnBlock | None = None,
+    ) -> Callable[..., object]:
+        """Return `chat_fn` guarded: the same kind of function, with the same signature.
+
+        Its input is judged before it runs, what it returns before it is returned. A generator's
+        chunks are held back until the window of text that they belong to was judged. In an
+        agent's loop, every message since the assistant last spoke is judged as input.
+
+        Args:
+            chat_fn: A function, async function, generator or async generator; also a bound
+                method, a `functools.partial` or a callable object.
+            codec: How to read this function's arguments and results; None for the guard's.
+            on_block: What to return in place of what was blocked (a generator yields it as its
+                last item); None to raise `Blocked`.
+
+        Raises:
+            ConfigError: If `chat_fn` can't be called, or a hook is async and `chat_fn` is not.
+        """
+        if not callable(chat_fn):
+            raise ConfigError(f"{type(chat_fn).__name__} can't be called: wrap a chat function.")
+        call = GuardedCall(checks=self._checks, codec=codec or self._codec, on_block=on_block)
+        return Wrapping(chat_fn=chat_fn, call=call, driver=self._driver).build()
+
+
+def _policy(policy: Policy | None) -> Policy:
+    if isinstance(policy, Policy):
+        return policy
+    if policy is not None:
+        raise ConfigError(f"policy is {type(policy).__name__}: pass a Policy.")
+    path = os.environ.get(CONFIG_VARIABLE)
+    return Policy.from_file(Path(path)) if path else Policy()
+
+
+def _hooks(hooks: Hooks | None) -> Hooks:
+    if hooks is None or isinstance(hooks, Hooks):
+        return hooks or Hooks()
+    raise ConfigError(f"hooks is {type(hooks).__name__}: pass Hooks(...).")
+
+
+def _judge(model: str | os.PathLike[str] | Judge | None) -> Judge:
+    if model is None or isinstance(model, str | os.PathLike):
+        return _shared_model(cast("str | os.PathLike[str] | None", model))
+    if callable(getattr(model, "judge", None)):
+        return model
+    raise ConfigError(f"model is {type(model).__name__}: pass a model folder or a Judge.")
+
+
+def _shared_model(model: str | os.PathLike[str] | None) -> Judge:
+    """Return the process's one local model for a folder: guards of one model share it."""
+    from guardrail_sdk._local import LocalModel
+
+    artifact = find_artifact(model)
+    key = (artifact.folder.resolve(), artifact.sha256)
+    with _models_lock:
+        if key not in _models:
+            _models[key] = LocalModel(artifact)
+        return _models[key]

@@ -1,0 +1,107 @@
+"""The hold-back buffer of a stream: text stays in until the window that covers it was judged.
+
+It is pure: it says what to judge next, and holds the chunks that wait for the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+ChunkT = TypeVar("ChunkT")
+
+MIN_CHARS: Final = 80
+MAX_CHARS: Final = 320
+TAIL_CHARS: Final = 320
+
+# Latin, ellipsis, CJK, Arabic and Urdu, Devanagari, Armenian, Ethiopic, Burmese, Khmer, Tibetan.
+_SENTENCE_ENDS: Final = frozenset(".!?…\n\u2028\u2029。！？｡．؟۔।॥։።፧၊။។៕།")  # noqa: RUF001
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Window(Generic[ChunkT]):
+    """Chunks that wait for one verdict."""
+
+    chunks: Sequence[tuple[ChunkT, str]]
+    """Each chunk with its text, in the order in which they came."""
+    text: str
+    """The chunks' text; if empty, there is nothing to judge."""
+    tail: str
+    """The end of what was released before, so that nothing hides by spanning two windows."""
+    start: int
+    """Where the tail starts, in characters from the start of the stream."""
+
+    @property
+    def judged(self) -> str:
+        """What the verdict must cover: the tail and the text."""
+        return self.tail + self.text
+
+
+class StreamWindow(Generic[ChunkT]):
+    """Collects the chunks of one stream into windows.
+
+    A window closes at the end of the chunk in which it has `min_chars` characters and a sentence
+    end after them, or `max_chars` characters. Windows consist of whole chunks, so that what is
+    released are the very objects that came. Since the tail is bounded, judging a stream costs
+    time linear in its length.
+
+    Args:
+        min_chars: The fewest characters of a window, except for a stream's last.
+        max_chars: The number of characters from which a window closes without a sentence end.
+        tail_chars: How many characters of released text are judged again with the next window.
+    """
+
+    def __init__(
+        self,
+        *,
+        min_chars: int = MIN_CHARS,
+        max_chars: int = MAX_CHARS,
+        tail_chars: int = TAIL_CHARS,
+    ) -> None:
+        self._min_chars = min_chars
+        self._max_chars = max_chars
+        self._tail_chars = tail_chars
+        self._held: list[tuple[ChunkT, str]] = []
+        self._held_chars = 0
+        self._tail = ""
+        self._position = 0
+
+    def push(self, text: str, chunk: ChunkT) -> Window[ChunkT] | None:
+        """Take a chunk with its text in; return the window that it closes, if it does.
+
+        A chunk without text is in no need of a verdict but keeps its place behind those that are.
+        """
+        before = self._held_chars
+        self._held.append((chunk, text))
+        self._held_chars += len(text)
+        if self._held_chars == 0 or self._held_chars >= self._max_chars:
+            return self.flush()
+        needed = max(0, self._min_chars - before - 1)
+        if self._held_chars >= self._min_chars and not _SENTENCE_ENDS.isdisjoint(text[needed:]):
+            return self.flush()
+        return None
+
+    def flush(self) -> Window[ChunkT] | None:
+        """Return the window of all chunks that are held; None if there are none."""
+        if not self._held:
+            return None
+        window = Window(
+            chunks=tuple(self._held),
+            text="".join(text for _, text in self._held),
+            tail=self._tail,
+            start=self._position - len(self._tail),
+        )
+        self._held = []
+        self._held_chars = 0
+        return window
+
+    def released(self, window: Window[ChunkT]) -> None:
+        """Note that `window` was released as it came: its end is the next window's tail."""
+        self._position += len(window.text)
+        self._tail = window.judged[-self._tail_chars :] if self._tail_chars else ""
+
+    def replaced(self, window: Window[ChunkT]) -> None:
+        """Note that `window` was redacted: nobody read its text, so no later one continues it."""
+        self._position += len(window.text)
+        self._tail = ""

@@ -1,0 +1,110 @@
+"""Guards a chat function of any kind: the function that comes back is of the same kind."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Literal, cast
+
+from guardrail_sdk._drive import AsyncSource, Driver, SyncSource
+from guardrail_sdk._errors import ConfigError
+from guardrail_sdk._flow import Flow, GuardedCall, Live
+from guardrail_sdk._types import Conversation
+
+Kind = Literal["sync", "async", "generator", "async generator"]
+
+
+def kind_of(function: object) -> Kind:
+    """Return how `function` must be called; partials and callable objects are looked into."""
+    while isinstance(function, functools.partial):
+        function = cast("functools.partial[object]", function).func
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        function = getattr(function, "__call__", function)  # noqa: B004 - read, not tested
+    if inspect.iscoroutinefunction(function):
+        return "async"
+    if inspect.isgeneratorfunction(function):
+        return "generator"
+    if inspect.isasyncgenfunction(function):
+        return "async generator"
+    return "sync"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wrapping:
+    """What every wrapper of one function shares."""
+
+    chat_fn: Callable[..., object]
+    call: GuardedCall
+    driver: Driver
+
+    def build(self) -> Callable[..., object]:
+        """Return the guarded function, of the same kind, name and signature."""
+        kind = kind_of(self.chat_fn)
+        if kind in ("sync", "generator"):
+            self.call.checks.hooks.require_sync()
+        wrapper = {
+            "sync": self._sync,
+            "async": self._async,
+            "generator": self._generator,
+            "async generator": self._async_generator,
+        }[kind]()
+        if inspect.isroutine(self.chat_fn):
+            return functools.wraps(self.chat_fn)(wrapper)
+        # The attributes of an object are its own state, not a function's: they stay with it.
+        return functools.wraps(self.chat_fn, updated=())(wrapper)
+
+    def _sync(self) -> Callable[..., object]:
+        def wrapper(*args: object, **kwargs: object) -> object:
+            result = self.driver.run(self.call.converse(self.chat_fn, args, kwargs))
+            return self._adopt(result) if isinstance(result, Live) else result
+
+        return wrapper
+
+    def _async(self) -> Callable[..., object]:
+        async def wrapper(*args: object, **kwargs: object) -> object:
+            flow = self.call.converse(self.chat_fn, args, kwargs)
+            return self._adopt_async(await self.driver.run_async(flow))
+
+        return wrapper
+
+    def _generator(self) -> Callable[..., object]:
+        def begin(*args: object, **kwargs: object) -> Flow[object]:
+            return self.call.stream(self.chat_fn, SyncSource, args, kwargs)
+
+        return self.driver.generator(begin)
+
+    def _async_generator(self) -> Callable[..., object]:
+        def begin(*args: object, **kwargs: object) -> Flow[object]:
+            return self.call.stream(self.chat_fn, AsyncSource, args, kwargs)
+
+        return self.driver.async_generator(begin)
+
+    def _adopt(self, live: Live) -> object:
+        """Guard a stream or awaitable that a sync function returned."""
+        if hasattr(type(live.value), "__next__"):
+            relay = self.call.relay(SyncSource(live.value), live.conversation)
+            return self.driver.generator(lambda: relay)()
+        if inspect.isawaitable(live.value):
+            return self._settle(live.value, live.conversation)
+        return self._adopt_async(live)
+
+    async def _settle(self, value: Awaitable[object], conversation: Conversation) -> object:
+        flow = self.call.settle(await value, conversation)
+        return self._adopt_async(await self.driver.run_async(flow))
+
+    def _adopt_async(self, result: object) -> object:
+        """Guard an async stream that was returned; refuse what would have to block the loop."""
+        if not isinstance(result, Live):
+            return result
+        if hasattr(type(result.value), "__aiter__"):
+            relay = self.call.relay(AsyncSource(result.value), result.conversation)
+            return self.driver.async_generator(lambda: relay)()
+        close = getattr(result.value, "close", None)
+        if callable(close):
+            close()
+        raise ConfigError(
+            f"The wrapped async function returned {type(result.value).__name__}, which can't be "
+            "guarded: return a value or an async iterator, or wrap a plain function."
+        )
