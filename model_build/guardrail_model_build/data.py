@@ -60,7 +60,10 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         "rows": {"train": len(training), "validation": len(validation)},
         "tokens": sum(_length(row, encoder) for row in training),
         "by_use": dict(Counter(allowed[row.source] for row in training)),
-        "by_source": dict(sorted(Counter(row.source for row in training).items())),
+        "sources_by_use": {
+            use: dict(sorted(Counter(row.source for row in training if allowed[row.source] == use).items()))
+            for use in recipe.data.uses
+        },
         "by_label": dict(Counter(f"{row.target} {row.unsafe}" for row in training)),
         "sha256": digest.hexdigest(),
     }

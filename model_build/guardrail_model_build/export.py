@@ -23,6 +23,7 @@ from torch import Tensor
 
 from guardrail_model_build.model import Block, Checkpoint, Llama, LlamaConfig, rotary
 from guardrail_model_build.quant import quantise_weight
+from guardrail_model_build.workspace import Metrics, Workspace
 
 OPSET = 21
 BLOCK_SIZES = (16, 32, 64, 128, 256)
@@ -43,6 +44,14 @@ _MICROSOFT_KINDS = frozenset(
 
 Array = NDArray[np.generic]
 Attribute = int | float
+
+
+def run(workspace: Workspace, out: Path) -> Metrics:
+    """Write the trained student's INT4 graph, and what optimum needs to open it, into `out`."""
+    checkpoint = workspace.checkpoint("qat")
+    export_folder(checkpoint, out, workspace.recipe.block_size)
+    size = sum((out / name).stat().st_size for name in (GRAPH, f"{GRAPH}.data"))
+    return {"graph_megabytes": round(size / 1e6, 1)}
 
 
 def export_onnx(model: Llama, path: Path, block_size: int | None) -> None:
@@ -94,7 +103,7 @@ def export_folder(checkpoint: Checkpoint, folder: Path, block_size: int | None) 
 def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
     """Return codes [..., K] in [-8, 7] as bytes [..., K / 2]: code + 8, the first one low."""
     nibbles = (codes + 8).astype(np.uint8)
-    return nibbles[..., 0::2] | (nibbles[..., 1::2] << 4)
+    return nibbles[..., 0::2] | (nibbles[..., 1::2] << np.uint8(4))
 
 
 class _Graph:

@@ -12,7 +12,17 @@ from pathlib import Path
 from pydantic import BaseModel
 from rich.console import Console
 
-from guardrail_model_build import bases, data, finetune
+from guardrail_model_build import (
+    bases,
+    data,
+    distil,
+    evaluate,
+    export,
+    finetune,
+    importance,
+    pack,
+    prune,
+)
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.workspace import Metrics, Workspace
 
@@ -38,6 +48,25 @@ STAGES: dict[str, Stage] = {
     "teacher": Stage(
         finetune.run, ("base", "data"), lambda recipe: (recipe.finetune, recipe.seed)
     ),
+    "importance": Stage(
+        importance.run, ("data", "teacher"), lambda recipe: (recipe.prune.calibration_rows,)
+    ),
+    "pruned": Stage(prune.run, ("teacher", "importance"), lambda recipe: (recipe.prune,)),
+    "distilled": Stage(
+        distil.run, ("data", "teacher", "pruned"), lambda recipe: (recipe.distil, recipe.seed)
+    ),
+    "qat": Stage(
+        distil.run_qat,
+        ("data", "teacher", "distilled"),
+        lambda recipe: (recipe.qat, recipe.block_size, recipe.seed),
+    ),
+    "exported": Stage(export.run, ("qat",), lambda recipe: (recipe.block_size,)),
+    "evaluated": Stage(
+        evaluate.run,
+        ("data", "teacher", "pruned", "distilled", "qat", "exported"),
+        lambda recipe: (recipe.evaluation, recipe.context_length),
+    ),
+    "packed": Stage(pack.run, ("evaluated",), lambda recipe: (recipe.name, recipe.version)),
 }
 
 
@@ -81,4 +110,6 @@ def _fingerprint(workspace: Workspace, name: str, known: dict[str, str]) -> str:
         digest.update(known[need].encode())
     if name == "data":
         digest.update((workspace.data / "manifest.json").read_bytes())
+    if name == "evaluated":
+        digest.update("".join(sorted(path.name for path in workspace.evaluation)).encode())
     return digest.hexdigest()

@@ -82,6 +82,10 @@ def fit(
             bar.update(task, advance=1, loss=sum(recent) / len(recent))
             if len(losses) % _SAVE_EVERY == 0:
                 _save(saved, model, optimiser, schedule, losses)
+            if len(losses) % _SAVE_EVERY == 0 and not bar.console.is_terminal:
+                bar.console.print(
+                    f"{title}: {len(losses)}/{len(plan)}, loss {sum(recent) / len(recent):.3f}"
+                )
     saved.unlink(missing_ok=True)
     model.eval()
     tenth = max(1, len(losses) // 10)

@@ -1,0 +1,163 @@
+"""Writes the model card: what a model was made of and how it did, from the build's own records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+from pydantic import JsonValue
+
+from guardrail_model_build.workspace import Workspace
+from guardrail_sdk.artifact import Manifest
+
+_HEADINGS = {
+    "ship": "Under licences that allow any use",
+    "ship-with-notice": "Ship with notice: the data's licence is permissive, but texts or labels "
+    "were written by models whose providers' terms may reach them",
+    "own": "Written by this project",
+}
+_STAGES = {
+    "teacher": "teacher: base, fine-tuned",
+    "pruned": "pruned, not trained again",
+    "distilled": "distilled from the teacher",
+    "qat": "trained in INT4/INT8 (PyTorch)",
+    "onnx": "INT4 ONNX, as shipped",
+}
+
+_Table = Mapping[str, Mapping[str, Mapping[str, float]]]
+
+
+def model_card(workspace: Workspace, manifest: Manifest) -> str:
+    """Return the card of a packed model, in Markdown."""
+    parts = [
+        _what(workspace, manifest),
+        _recipe(workspace),
+        _data(workspace, manifest),
+        _figures(workspace, manifest),
+        _limits(workspace),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _what(workspace: Workspace, manifest: Manifest) -> str:
+    pruned = workspace.metrics("pruned")
+    size = cast(int, pruned["parameters"])
+    return f"""# {manifest.name} {manifest.version}
+
+A guard model: it reads a conversation and says how likely its last message is unsafe, and which
+hazards S1 to S14 of the MLCommons taxonomy (as Llama Guard 3 codes them) it touches. It runs on a
+CPU with onnxruntime, through guardrail-sdk.
+
+| | |
+| --- | --- |
+| base | {manifest.provenance.base} ({manifest.provenance.base_licence}) |
+| licence of these weights | Apache-2.0 |
+| parameters | {size / 1e6:.1f} M, of which the embedding is not computed with |
+| weights | INT4, symmetric, blocks of {manifest.quantisation and manifest.quantisation.block_size}; \
+norms and the unembedding's {len(manifest.outputs)} rows float32 |
+| activations | INT8, symmetric per row and block, quantised on the fly |
+| context | {manifest.context_length} tokens; longer texts are judged in overlapping windows |
+| template | `{manifest.template}` |
+
+The base's weights were distributed in a 4-bit GGUF file (Q4_1, embedding Q8_0) and were
+dequantised before training: the original floating-point weights were not at hand."""
+
+
+def _recipe(workspace: Workspace) -> str:
+    recipe = workspace.recipe
+    pruned, teacher = workspace.metrics("pruned"), workspace.metrics("teacher")
+    distilled, qat = workspace.metrics("distilled"), workspace.metrics("qat")
+    kept = cast(list[int], pruned["blocks_kept"])
+    return f"""## How it was made
+
+By `model_build/recipes/{recipe.name.removeprefix("guard-")}.yaml`, after *Llama Guard 3-1B-INT4*
+(arXiv 2411.17713), seed {recipe.seed}:
+
+1. The unembedding was cut to {len(workspace.checkpoint("qat").weights["lm_head.weight"])} rows.
+2. The teacher is the whole base, fine-tuned on {teacher["tokens"]:,} tokens, its lowest
+   {recipe.finetune.frozen_blocks} blocks and its embedding frozen.
+3. Kept were the blocks {", ".join(map(str, kept))} (by 1 - E[cos(x_in, x_out)]) and
+   {recipe.prune.mlp} MLP neurons a block (by mean l2 norm): {cast(int, pruned["parameters_before"]) / 1e6:.1f} M
+   parameters became {cast(int, pruned["parameters"]) / 1e6:.1f} M.
+4. The student learned from the labels and the teacher's logits (forward KL) on
+   {distilled["tokens"]:,} tokens in floating point, then on {qat["tokens"]:,} tokens with its forward pass
+   rounded exactly as MatMulNBits rounds at accuracy_level 4.
+5. Those integers were packed into the ONNX file as they were."""
+
+
+def _data(workspace: Workspace, manifest: Manifest) -> str:
+    data = workspace.metrics("data")
+    by_use = manifest.provenance.data_by_use
+    sources = cast(dict[str, dict[str, int]], data["sources_by_use"])
+    lines = ["## What it was trained on", ""]
+    for use, heading in _HEADINGS.items():
+        if use in by_use:
+            named = ", ".join(f"{name} ({count})" for name, count in sources[use].items())
+            lines += [f"{heading} ({by_use[use]:,} rows): {named}.", ""]
+    return "\n".join([*lines, "Nothing else was used: no row of a benchmark's test set, and no",
+                      "row whose licence forbids commercial use."])
+
+
+def _figures(workspace: Workspace, manifest: Manifest) -> str:
+    found = workspace.metrics("evaluated")
+    stages = cast(_Table, found["stages"])
+    lines = [
+        "## How it does",
+        "",
+        "Every step of the build, on the same "
+        f"{found['rows']:,} rows of the validation split. Each step is read at the threshold that",
+        "holds its own false-positive rate on safe rows at the recipe's limit.",
+        "",
+        "| step | judged | F1 | recall | FPR | AUPRC | verdicts that differ from the teacher's |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, sides in stages.items():
+        for side, row in sides.items():
+            lines.append(
+                f"| {_STAGES[name]} | {side} | {row['f1']:.3f} | {row['recall']:.3f} | "
+                f"{row['fpr']:.3f} | {row['auprc']:.3f} | {row['flips_from_teacher']:.1%} |"
+            )
+    drift = cast(Mapping[str, float], found["onnx_against_qat"])
+    lines += [
+        "",
+        f"The ONNX file's verdict logits differ from the PyTorch model's by "
+        f"{drift['mean_difference']:.1e} on average, {drift['largest_difference']:.1e} at most.",
+    ]
+    reports = cast(Mapping[str, Mapping[str, float]], found["evaluation"])
+    if reports:
+        lines += _public(reports, manifest)
+    return "\n".join(lines)
+
+
+def _public(reports: Mapping[str, Mapping[str, float]], manifest: Manifest) -> list[str]:
+    thresholds = " and ".join(
+        f"{manifest.thresholds[stage].unsafe:.2f} ({stage})" for stage in manifest.thresholds
+    )
+    lines = [
+        "",
+        f"Public test sets, at the shipped thresholds {thresholds}; nothing was chosen on them.",
+        "",
+        "| set | rows | F1 | precision | recall | FPR | AUPRC | always \"unsafe\" F1 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in reports.items():
+        cells = [
+            "-" if row[key] is None else f"{row[key]:.3f}"
+            for key in ("f1", "precision", "recall", "fpr", "auprc", "always_unsafe_f1")
+        ]
+        lines.append(f"| {name} | {row['rows']:,} | {' | '.join(cells)} |")
+    return lines
+
+
+def _limits(workspace: Workspace) -> str:
+    return f"""## Limits
+
+- It is small, and it was trained on few tokens of mostly English text. Other languages are judged
+  poorly; try yours before you rely on it.
+- It misses attacks and it flags harmless texts; the tables above say how often. It is one layer of
+  a defence, not the whole of it.
+- Hazards with few labelled rows (S5, S6, S7, S8, S13) have weak scores of their own.
+- Answers were cut at {workspace.recipe.data.max_answer_tokens} tokens in training: what comes late in a long answer is judged in
+  windows that the model has seen less of.
+- Scores are calibrated on a validation split of the training sources; on other text they are
+  scores, not frequencies."""
