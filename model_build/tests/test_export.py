@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import onnx
@@ -59,9 +59,23 @@ def _model(config: LlamaConfig, seed: int = 0) -> Llama:
     return model
 
 
-def _session(model: Llama, folder: Path, block_size: int | None) -> ort.InferenceSession:
+class Session(Protocol):
+    """The one method of onnxruntime's session that is used here, typed."""
+
+    def run(self, names: list[str], feeds: Mapping[str, Floats | Ids]) -> list[Floats]: ...
+
+
+def _open(path: Path) -> Session:
+    return cast(Session, ort.InferenceSession(path))
+
+
+def _load(path: Path, *, external: bool = True) -> onnx.ModelProto:
+    return onnx.load(path, load_external_data=external)  # pyright: ignore[reportUnknownMemberType]
+
+
+def _session(model: Llama, folder: Path, block_size: int | None) -> Session:
     export_onnx(model, folder / "model.onnx", block_size)
-    return ort.InferenceSession(folder / "model.onnx")
+    return _open(folder / "model.onnx")
 
 
 def _past(config: LlamaConfig, batch: int) -> dict[str, Floats]:
@@ -73,12 +87,10 @@ def _past(config: LlamaConfig, batch: int) -> dict[str, Floats]:
     }
 
 
-def _run(
-    session: ort.InferenceSession, ids: Ids, mask: Ids, past: Mapping[str, Floats]
-) -> dict[str, Floats]:
-    names = [output.name for output in session.get_outputs()]
+def _run(session: Session, ids: Ids, mask: Ids, past: Mapping[str, Floats]) -> dict[str, Floats]:
+    names = ["logits", *(name.replace("past_key_values", "present") for name in past)]
     values = session.run(names, {"input_ids": ids, "attention_mask": mask, **past})
-    return dict(zip(names, values, strict=True))  # type: ignore[arg-type]
+    return dict(zip(names, values, strict=True))
 
 
 def _batch(config: LlamaConfig, lengths: list[int], seed: int = 1) -> tuple[Ids, Ids]:
@@ -91,10 +103,10 @@ def _batch(config: LlamaConfig, lengths: list[int], seed: int = 1) -> tuple[Ids,
 
 def _torch_logits(model: Llama, ids: Ids) -> Floats:
     with torch.no_grad():
-        return model(torch.from_numpy(ids)).numpy()
+        return model(torch.tensor(ids)).numpy()
 
 
-def _errors(session: ort.InferenceSession, model: Llama, lengths: list[int]) -> list[float]:
+def _errors(session: Session, model: Llama, lengths: list[int]) -> list[float]:
     """Return the largest difference of each row's real positions."""
     ids, mask = _batch(model.config, lengths)
     got = _run(session, ids, mask, _past(model.config, len(lengths)))["logits"]
@@ -145,7 +157,8 @@ def test_chunks_with_a_past_equal_one_shot(block_size: int | None, tmp_path: Pat
     session = _session(_model(SMALL), tmp_path, block_size)
     ids, mask = _batch(SMALL, [24])
     whole = _run(session, ids, mask, _past(SMALL, 1))["logits"]
-    past, pieces = _past(SMALL, 1), []
+    past: dict[str, Floats] = _past(SMALL, 1)
+    pieces: list[Floats] = []
     for start, end in [(0, 9), (9, 17), (17, 18), (18, 24)]:
         out = _run(session, ids[:, start:end], mask[:, :end], past)
         pieces.append(out.pop("logits"))
@@ -159,7 +172,7 @@ def test_chunks_with_a_past_equal_one_shot(block_size: int | None, tmp_path: Pat
 @settings(max_examples=25, deadline=None)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 99))
 def test_a_row_does_not_depend_on_its_batch(
-    float_session: ort.InferenceSession, lengths: list[int], seed: int
+    float_session: Session, lengths: list[int], seed: int
 ) -> None:
     ids, mask = _batch(SMALL, lengths, seed)
     together = _run(float_session, ids, mask, _past(SMALL, len(lengths)))["logits"]
@@ -170,7 +183,7 @@ def test_a_row_does_not_depend_on_its_batch(
 
 
 @pytest.fixture(scope="module")
-def float_session(tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+def float_session(tmp_path_factory: pytest.TempPathFactory) -> Session:
     return _session(_model(SMALL), tmp_path_factory.mktemp("float"), None)
 
 
@@ -207,8 +220,8 @@ def test_graph_holds_the_models_own_codes(tmp_path: Path) -> None:
 def test_checker_accepts_the_file(block_size: int | None, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(_model(SMALL), path, block_size)
-    onnx.checker.check_model(path, full_check=True)
-    assert {entry.domain: entry.version for entry in onnx.load(path).opset_import} == {
+    onnx.checker.check_model(str(path), full_check=True)  # pyright: ignore[reportUnknownMemberType]
+    assert {entry.domain: entry.version for entry in _load(path).opset_import} == {
         "": OPSET,
         "com.microsoft": 1,
     }
@@ -217,7 +230,7 @@ def test_checker_accepts_the_file(block_size: int | None, tmp_path: Path) -> Non
 def test_every_projection_is_four_bits_at_accuracy_level_4(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(_model(SMALL), path, 64)
-    nodes = list(onnx.load(path).graph.node)
+    nodes = list(_load(path).graph.node)
     kinds = [node.op_type for node in nodes]
     assert kinds.count("MatMul") == 1, "only the unembedding stays float"
     assert "Gather" not in [node.op_type for node in nodes if "input_ids" in node.input]
@@ -252,7 +265,7 @@ def test_size_is_half_a_byte_a_weight_and_its_scales(tmp_path: Path) -> None:
 def test_large_weights_start_on_pages(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(_model(replace(SMALL, vocab_size=5000)), path, 32)
-    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+    for tensor in _load(path, external=False).graph.initializer:
         entries = {entry.key: entry.value for entry in tensor.external_data}
         if entries:
             assert entries["location"] == "model.onnx.data"
@@ -288,9 +301,9 @@ def test_float_graph_equals_transformers(scaling: RopeScaling | None, tmp_path: 
     ids, mask = _batch(config, [60, 21, 3])
     with torch.no_grad():
         want = peer.eval()(
-            input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask)
+            input_ids=torch.tensor(ids), attention_mask=torch.tensor(mask)
         ).logits.numpy()
-    session = ort.InferenceSession(tmp_path / "model.onnx")
+    session = _open(tmp_path / "model.onnx")
     got = _run(session, ids, mask, _past(config, 3))["logits"]
     for row, length in enumerate([60, 21, 3]):
         np.testing.assert_allclose(got[row, :length], want[row, :length], atol=5e-5)
@@ -330,8 +343,8 @@ def test_optimum_loads_the_folder_and_matches(block_size: int | None, tmp_path: 
     export_folder(checkpoint, tmp_path, block_size)
     peer = runners.ORTModelForCausalLM.from_pretrained(tmp_path, use_io_binding=False)
     ids, mask = _batch(checkpoint.config, [19, 7, 1])
-    tensors = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-    session = ort.InferenceSession(tmp_path / "model.onnx")
+    tensors = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+    session = _open(tmp_path / "model.onnx")
     want = _run(session, ids, mask, _past(checkpoint.config, 3))["logits"]
     got = peer(**tensors).logits.numpy()
     assert got.shape == (3, 19, checkpoint.config.outputs)
@@ -351,6 +364,5 @@ def test_optimum_loads_the_folder_and_matches(block_size: int | None, tmp_path: 
 
 def _weights(path: Path) -> dict[str, NDArray[Any]]:
     return {
-        tensor.name: onnx.numpy_helper.to_array(tensor)
-        for tensor in onnx.load(path).graph.initializer
+        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in _load(path).graph.initializer
     }

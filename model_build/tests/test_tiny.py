@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol, cast
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from guardrail_model_build.tiny import main, make
@@ -14,6 +17,7 @@ from guardrail_sdk import Message
 from guardrail_sdk.artifact import Artifact, open_artifact
 from guardrail_sdk.prompt import Special, TemplateId, template
 
+Array = NDArray[np.int64] | NDArray[np.float32]
 TEMPLATES: list[TemplateId] = ["compact", "llama-guard-3"]
 COMMITTED = {
     "compact": Path(__file__).parents[2] / "tests" / "data" / "tiny",
@@ -31,23 +35,32 @@ def _ids(artifact: Artifact, text: str) -> list[int]:
     ids: list[int] = []
     for piece in template(artifact.manifest.template).render([Message(role="user", content=text)]):
         if isinstance(piece, Special):
-            ids.append(tokenizer.token_to_id(piece.token))
+            number = tokenizer.token_to_id(piece.token)
+            assert number is not None
+            ids.append(number)
         else:
             ids += tokenizer.encode(piece.text, add_special_tokens=False).ids
     return ids
 
 
-def _logits(artifact: Artifact, text: str) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+class Session(Protocol):
+    """The one method of onnxruntime's session that is used here, typed."""
+
+    def run(self, names: list[str], feeds: Mapping[str, Array]) -> list[NDArray[np.float32]]: ...
+
+
+def _logits(artifact: Artifact, text: str) -> NDArray[np.float32]:
     manifest = artifact.manifest
     ids = np.array([_ids(artifact, text)], np.int64)
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    feeds: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     empty = np.zeros((1, manifest.kv_heads, 0, manifest.head_dim), np.float32)
     feeds |= {
         f"past_key_values.{index}.{part}": empty
         for index in range(manifest.layers)
         for part in ("key", "value")
     }
-    return ort.InferenceSession(artifact.graph).run(["logits"], feeds)[0][0, -1]
+    session = cast(Session, ort.InferenceSession(artifact.graph))
+    return session.run(["logits"], feeds)[0][0, -1]
 
 
 def test_it_judges_a_rendered_prompt(artifact: Artifact) -> None:
