@@ -3,26 +3,26 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import (  # pyright: ignore[reportMissingTypeStubs] -- ships none
-    average_precision_score,
-    precision_recall_fscore_support,
-    roc_curve,
-)
 
+from guardrail_sdk import Action, Category, CategoryRule, EngineError, Guard, Message, Policy
 from guardrail_sdk._errors import DataError
-from guardrail_sdk._policy import Policy, decide
-from guardrail_sdk._types import Action, Category, CheckResult, Decision, Message, Span, Verdict
 from guardrail_sdk.evaluation import Row, evaluate, measure, moderate, read_rows, score
+from guardrail_sdk.testing import FakeModel
 
 SECRET = "canary-5b1f"
+
+# scikit-learn has no types: this is the one place where they are given up.
+reference: Any = importlib.import_module("sklearn.metrics")
 
 
 def row(**changes: object) -> dict[str, object]:
@@ -50,39 +50,21 @@ def said(text: str, **changes: object) -> dict[str, object]:
     return row(id=f"id-{text}", messages=[{"role": "user", "content": text}], **changes)
 
 
-class TextGuard:
-    """Reads P(unsafe) off the judged text; the text `fail` makes the check fail."""
+def read_score(_: str, text: str) -> dict[Category, float]:
+    """Read P(unsafe) off the judged text; the text `fail` makes the check fail."""
+    if text == "fail":
+        raise EngineError("The fake model was told to fail.")
+    return {Category.S1: float(text)}
 
-    def __init__(self, policy: Policy | None = None) -> None:
-        self.policy = policy or Policy()
-        self.judged: list[str] = []
 
-    def check_sync(
-        self, messages: Sequence[Message] | Sequence[Mapping[str, str]], /
-    ) -> CheckResult:
-        last = messages[-1]
-        text = last.content if isinstance(last, Message) else last["content"]
-        self.judged.append(text)
-        if text == "fail":
-            decision = Decision(action=Action.ALLOW, category=None, reason="The check failed.")
-            return CheckResult(decision=decision, verdict=None)
-        verdict = Verdict(
-            unsafe_probability=float(text),
-            categories={Category.S1: float(text)},
-            stage="input",
-            role="user",
-            message_index=len(messages) - 1,
-            span=Span(start=0, end=len(text)),
-            windowed=False,
-            context_trimmed=False,
-            reading="written",
-            threshold=0.5,
-            category_thresholds={},
-            model="fake-1",
-            policy=self.policy.id,
-            latency_ms=1.0,
-        )
-        return CheckResult(decision=decide(verdict, self.policy), verdict=verdict)
+@pytest.fixture
+def model() -> FakeModel:
+    return FakeModel(read_score)
+
+
+@pytest.fixture
+def guard(model: FakeModel) -> Guard:
+    return Guard(model=model, policy=Policy())
 
 
 # Reading rows
@@ -139,6 +121,7 @@ def test_a_wrong_row_is_an_error_that_names_file_line_and_key_but_no_text(
     assert caught.value.__context__ is None
 
 
+@settings(deadline=None)
 @given(
     line=st.binary(max_size=80)
     | st.recursive(
@@ -168,11 +151,20 @@ def test_deep_nesting_is_a_data_error(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
-@pytest.mark.parametrize(
-    "damage", [lambda raw: raw[:-9], lambda raw: b"not gzip", lambda raw: raw[:12] + b"\0" * 20]
-)
-def test_a_damaged_file_is_a_data_error(tmp_path: Path, damage: object) -> None:
-    assert callable(damage)
+def cut(raw: bytes) -> bytes:
+    return raw[:-9]
+
+
+def replace(_: bytes) -> bytes:
+    return b"not gzip"
+
+
+def scramble(raw: bytes) -> bytes:
+    return raw[:12] + b"\0" * 20
+
+
+@pytest.mark.parametrize("damage", [cut, replace, scramble])
+def test_a_damaged_file_is_a_data_error(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(damage(gzip.compress(json.dumps(row()).encode())))
     with pytest.raises(DataError, match=r"a\.jsonl\.gz can't be read"):
@@ -199,6 +191,7 @@ judged_rows = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(rows=judged_rows, threshold=st.floats(0, 1))
 def test_figures_equal_scikit_learns(rows: list[tuple[bool, float]], threshold: float) -> None:
     labels = [label for label, _ in rows]
@@ -208,10 +201,12 @@ def test_figures_equal_scikit_learns(rows: list[tuple[bool, float]], threshold: 
     unsafe, safe = sum(labels), len(labels) - sum(labels)
     assert (metrics.rows, metrics.unsafe) == (len(rows), unsafe)
     if unsafe:
-        precision, recall, f1, _ = precision_recall_fscore_support(
+        precision, recall, f1, _ = reference.precision_recall_fscore_support(
             labels, flagged, average="binary", zero_division=0
         )
-        always = precision_recall_fscore_support(labels, [True] * len(rows), average="binary")
+        always = reference.precision_recall_fscore_support(
+            labels, [True] * len(rows), average="binary"
+        )
         assert metrics.recall == pytest.approx(recall)
         assert metrics.f1 == pytest.approx(f1)
         assert metrics.always_unsafe_f1 == pytest.approx(always[2])
@@ -221,8 +216,10 @@ def test_figures_equal_scikit_learns(rows: list[tuple[bool, float]], threshold: 
         assert (metrics.recall, metrics.f1, metrics.always_unsafe_f1) == (None, None, None)
     assert (metrics.precision is None) == (not any(flagged))
     if unsafe and safe:
-        assert metrics.auprc == pytest.approx(average_precision_score(labels, probabilities))
-        fpr, tpr, _ = roc_curve(labels, probabilities, drop_intermediate=False)
+        assert metrics.auprc == pytest.approx(
+            reference.average_precision_score(labels, probabilities)
+        )
+        fpr, tpr, _ = reference.roc_curve(labels, probabilities, drop_intermediate=False)
         assert metrics.recall_at_fpr_1 == pytest.approx(np.max(tpr[fpr <= 0.01]))
         assert metrics.recall_at_fpr_5 == pytest.approx(np.max(tpr[fpr <= 0.05]))
     else:
@@ -255,27 +252,33 @@ def test_unequal_lengths_are_refused() -> None:
 # Scoring a guard
 
 
-def test_rows_without_a_label_are_not_judged() -> None:
-    guard = TextGuard()
+def test_rows_without_a_label_are_not_judged(model: FakeModel, guard: Guard) -> None:
     rows = [Row.model_validate_json(json.dumps(said("0.9", unsafe=None, categories=[])))]
     assert list(score(guard, rows)) == []
-    assert guard.judged == []
+    assert model.seen == []
 
 
-def test_flagged_is_any_decision_but_allow_at_the_policys_threshold() -> None:
+def test_flagged_is_any_decision_but_allow_at_the_policys_threshold(model: FakeModel) -> None:
     rows = [Row.model_validate_json(json.dumps(said(text))) for text in ("0.6", "0.8")]
-    assert [item.flagged for item in score(TextGuard(), rows)] == [True, True]
-    strict = TextGuard(Policy(input_threshold=0.7))
-    assert [item.flagged for item in score(strict, rows)] == [False, True]
+    for policy, flagged in (
+        (Policy(), [True, True]),
+        (Policy(input_threshold=0.7), [False, True]),
+        (Policy(categories=(CategoryRule(id=Category.S1, action=Action.FLAG),)), [True, True]),
+        (Policy(categories=(CategoryRule(id=Category.S1, action=Action.ALLOW),)), [False, False]),
+    ):
+        scores = score(Guard(model=model, policy=policy), rows)
+        assert [item.flagged for item in scores] == flagged
 
 
-def test_a_failed_check_counts_as_flagged_with_certainty_even_if_the_policy_allows_it() -> None:
+def test_a_failed_check_counts_as_flagged_with_certainty_even_if_the_policy_allows_it(
+    model: FakeModel,
+) -> None:
     row_ = Row.model_validate_json(json.dumps(said("fail", unsafe=False, categories=[])))
-    (item,) = score(TextGuard(), [row_])
+    (item,) = score(Guard(model=model, policy=Policy(on_error="allow")), [row_])
     assert (item.unsafe_probability, item.flagged, item.failed) == (1.0, True, True)
 
 
-def test_a_report_groups_by_file_category_and_language(tmp_path: Path) -> None:
+def test_a_report_groups_by_file_category_and_language(guard: Guard, tmp_path: Path) -> None:
     first = write(
         tmp_path / "first.jsonl",
         said("0.9", categories=["S1"]),
@@ -290,10 +293,14 @@ def test_a_report_groups_by_file_category_and_language(tmp_path: Path) -> None:
         said("fail", unsafe=False, categories=[]),
     )
     seen: list[tuple[int, int]] = []
-    report = evaluate(TextGuard(), [first, second], progress=lambda *args: seen.append(args))
+
+    def progress(done: int, total: int) -> None:
+        seen.append((done, total))
+
+    report = evaluate(guard, [first, second], progress=progress)
     assert seen == [(number, 6) for number in range(1, 7)]
     assert (report.skipped, report.failed) == (1, 1)
-    assert (report.model, report.policy) == ("fake-1", "default")
+    assert (report.model, report.policy) == ("fake", "default")
     assert (report.overall.rows, report.overall.unsafe) == (6, 3)
     assert report.files[str(first)].recall == 0.5
     assert report.files[str(second)].fpr == 1.0
@@ -306,13 +313,8 @@ def test_a_report_groups_by_file_category_and_language(tmp_path: Path) -> None:
 
 
 def test_what_a_report_writes_has_ids_and_scores_but_no_text(tmp_path: Path) -> None:
-    class Always(TextGuard):
-        def check_sync(
-            self, messages: Sequence[Message] | Sequence[Mapping[str, str]], /
-        ) -> CheckResult:
-            return super().check_sync([Message(role="user", content="0.9")])
-
-    report = evaluate(Always(), [write(tmp_path / "a.jsonl", row(note=SECRET))])
+    guard = Guard(model=FakeModel(lambda _, text: 0.9 if SECRET in text else 0.0), policy=Policy())
+    report = evaluate(guard, [write(tmp_path / "a.jsonl", row(note=SECRET))])
     lines = [json.loads(line) for line in report.scores_jsonl().splitlines()]
     assert lines == [{"id": "r1", "unsafe_probability": 0.9, "flagged": True, "failed": False}]
     fields = json.loads(report.to_json())
@@ -322,38 +324,39 @@ def test_what_a_report_writes_has_ids_and_scores_but_no_text(tmp_path: Path) -> 
     assert SECRET not in report.to_json() + report.scores_jsonl() + repr(report)
 
 
-def test_a_limit_takes_the_same_rows_whatever_their_order(tmp_path: Path) -> None:
+def test_a_limit_takes_the_same_rows_whatever_their_order(guard: Guard, tmp_path: Path) -> None:
     rows = [said(f"0.{number:02}") for number in range(50)]
-    forwards = evaluate(TextGuard(), [write(tmp_path / "a.jsonl", *rows)], limit=10)
-    backwards = evaluate(TextGuard(), [write(tmp_path / "b.jsonl", *reversed(rows))], limit=10)
+    forwards = evaluate(guard, [write(tmp_path / "a.jsonl", *rows)], limit=10)
+    backwards = evaluate(guard, [write(tmp_path / "b.jsonl", *reversed(rows))], limit=10)
     ids = [item.id for item in forwards.scores]
     assert len(ids) == 10
     assert ids == [item.id for item in reversed(backwards.scores)]
     assert ids != [item["id"] for item in rows[:10]]
 
 
-def test_every_line_is_read_before_the_first_check(tmp_path: Path) -> None:
-    guard = TextGuard()
+def test_every_line_is_read_before_the_first_check(
+    model: FakeModel, guard: Guard, tmp_path: Path
+) -> None:
     good = write(tmp_path / "a.jsonl", said("0.9"))
     bad = write(tmp_path / "b.jsonl", row(id=""))
     with pytest.raises(DataError):
         evaluate(guard, [good, bad])
-    assert guard.judged == []
+    assert model.seen == []
 
 
-def test_nothing_to_measure_and_a_file_named_twice_are_errors(tmp_path: Path) -> None:
+def test_nothing_to_measure_and_a_file_named_twice_are_errors(guard: Guard, tmp_path: Path) -> None:
     unlabelled = write(tmp_path / "a.jsonl", row(unsafe=None))
     with pytest.raises(DataError, match="No row has a label"):
-        evaluate(TextGuard(), [unlabelled])
+        evaluate(guard, [unlabelled])
     with pytest.raises(DataError, match="given twice"):
-        evaluate(TextGuard(), [unlabelled, tmp_path / "." / "a.jsonl"])
+        evaluate(guard, [unlabelled, tmp_path / "." / "a.jsonl"])
 
 
-def test_moderate_gives_one_probability_for_each_conversation() -> None:
+def test_moderate_gives_one_probability_for_each_conversation(guard: Guard) -> None:
     conversations = [
         [{"role": "user", "content": "0.25"}],
         [{"role": "user", "content": "0.1"}, {"role": "assistant", "content": "0.75"}],
         [{"role": "user", "content": "fail"}],
     ]
-    assert moderate(conversations, guard=TextGuard()) == [0.25, 0.75, 1.0]
-    assert moderate([], guard=TextGuard()) == []
+    assert moderate(conversations, guard=guard) == [0.25, 0.75, 1.0]
+    assert moderate([], guard=guard) == []
