@@ -1,0 +1,70 @@
+# One command each. SDK work happens in .venv; the model pipeline, which needs torch, in .venv-build.
+PYTHON ?= python3
+VENV := .venv
+BUILD := .venv-build
+OPTIMUM := .venv-optimum
+SOURCES := src tests examples model_build
+
+.PHONY: help install format lint typecheck test docs check bench \
+	install-build typecheck-build test-build check-build test-optimum
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+install: $(VENV)/installed  ## make .venv with the SDK and all tools
+install-build: $(BUILD)/installed  ## make .venv-build with the model pipeline and torch
+
+$(VENV)/installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(VENV)/bin/pip install --quiet --editable . --group dev
+	touch $@
+
+$(BUILD)/installed: pyproject.toml model_build/pyproject.toml
+	$(PYTHON) -m venv $(BUILD)
+	$(BUILD)/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(BUILD)/bin/pip install --quiet torch==2.13.0
+	$(BUILD)/bin/pip install --quiet --editable . --editable model_build --group dev
+	touch $@
+
+$(OPTIMUM)/installed: pyproject.toml model_build/pyproject.toml
+	$(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(OPTIMUM)/bin/pip install --quiet torch==2.13.0
+	$(OPTIMUM)/bin/pip install --quiet --editable . --editable "model_build[optimum]" pytest
+	touch $@
+
+format: install  ## rewrite the sources in the house format
+	$(VENV)/bin/ruff check --fix-only --quiet $(SOURCES)
+	$(VENV)/bin/ruff format $(SOURCES)
+
+lint: install  ## ruff, and the import layers
+	$(VENV)/bin/ruff format --check $(SOURCES)
+	$(VENV)/bin/ruff check $(SOURCES)
+	$(VENV)/bin/lint-imports --no-cache
+
+typecheck: install  ## pyright, strict, on the SDK, its tests and the examples
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+test: install  ## the SDK's tests
+	$(VENV)/bin/pytest
+
+docs: install  ## build the documentation into site/
+	$(VENV)/bin/pip install --quiet --group docs
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+check: lint typecheck test  ## everything a change must pass, but for the pipeline
+
+bench: install  ## latency of a check by length of text, on this machine
+	$(VENV)/bin/python tests/bench/latency.py
+
+typecheck-build: install-build  ## pyright, strict, on the pipeline
+	$(BUILD)/bin/pyright --project model_build --pythonpath $(BUILD)/bin/python
+
+test-build: install-build  ## the pipeline's tests, on tiny random models
+	cd model_build && ../$(BUILD)/bin/pytest
+
+check-build: typecheck-build test-build  ## everything a change of the pipeline must pass
+
+test-optimum: $(OPTIMUM)/installed  ## optimum loads the exported file: an environment of its own
+	cd model_build && ../$(OPTIMUM)/bin/pytest -m optimum
