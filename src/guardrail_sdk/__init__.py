@@ -12,7 +12,7 @@ from guardrail_sdk._errors import (
 from guardrail_sdk._guard import Guard
 from guardrail_sdk._hooks import CheckEvent, Hooks
 from guardrail_sdk._policy import CategoryRule, Policy
-from guardrail_sdk._types import Action, Category, CheckResult, Decision, Message, Verdict
+from guardrail_sdk._types import Action, Category, CheckResult, Decision, Message, Stage, Verdict
 
 __version__ = "0.1.0"
 
@@ -35,5 +35,6 @@ __all__ = [
     "Message",
     "MessageError",
     "Policy",
+    "Stage",
     "Verdict",
 ]

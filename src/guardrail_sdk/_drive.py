@@ -14,7 +14,7 @@ import anyio.to_thread
 from anyio.lowlevel import RunVar
 
 from guardrail_sdk._errors import ConfigError, EngineTimeout
-from guardrail_sdk._flow import Ask, Effect, Emit, Ended, Flow
+from guardrail_sdk._flow import Ask, Effect, Emit, Ended, Flow, Stopped
 from guardrail_sdk._judge import Budget, Judge
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._types import Conversation, Verdict
@@ -76,9 +76,13 @@ class Driver:
                     effect = step()
                 except StopIteration as stop:
                     return stop.value
+                except Stopped:
+                    raise GeneratorExit from None
                 try:
                     emits = isinstance(effect, Emit)
                     answer = (yield effect.item) if emits else self._perform(effect)
+                except GeneratorExit:
+                    step = partial(flow.throw, Stopped())
                 except BaseException as error:
                     step = partial(flow.throw, error)
                 else:
@@ -99,9 +103,13 @@ class Driver:
                     effect = step()
                 except StopIteration:
                     return
+                except Stopped:
+                    raise GeneratorExit from None
                 try:
                     emits = isinstance(effect, Emit)
                     answer = (yield effect.item) if emits else await self._perform_async(effect)
+                except GeneratorExit:
+                    step = partial(flow.throw, Stopped())
                 except BaseException as error:
                     step = partial(flow.throw, error)
                 else:

@@ -51,6 +51,11 @@ class Emit:
     item: object
 
 
+class Stopped(BaseException):
+    """Thrown into a flow whose consumer wants no more items: in place of `GeneratorExit`, which
+    would forbid the flow to yield the effect that closes its source."""
+
+
 Effect = Ask | Call | Emit
 ResultT = TypeVar("ResultT")
 Flow = Generator[Effect, object, ResultT]
@@ -337,7 +342,7 @@ def _emit(item: object, source: Source) -> Flow[Callable[[], object] | None]:
     """Emit `item`; return the step that the consumer asks of `source` by `send` or `throw`."""
     try:
         sent = yield Emit(item)
-    except GeneratorExit:
+    except Stopped:
         raise
     except BaseException as error:
         return partial(source.throw, error)

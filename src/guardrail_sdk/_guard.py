@@ -13,7 +13,7 @@ from collections.abc import (
 )
 from pathlib import Path
 from threading import Lock
-from typing import ParamSpec, TypeVar, cast, overload
+from typing import ParamSpec, TypeVar, overload
 
 from guardrail_sdk._codec import Codec, DefaultCodec
 from guardrail_sdk._drive import Driver
@@ -198,7 +198,7 @@ class Guard:
         return Wrapping(chat_fn=chat_fn, call=call, driver=self._driver).build()
 
 
-def _policy(policy: Policy | None) -> Policy:
+def _policy(policy: object) -> Policy:
     if isinstance(policy, Policy):
         return policy
     if policy is not None:
@@ -207,15 +207,17 @@ def _policy(policy: Policy | None) -> Policy:
     return Policy.from_file(Path(path)) if path else Policy()
 
 
-def _hooks(hooks: Hooks | None) -> Hooks:
-    if hooks is None or isinstance(hooks, Hooks):
-        return hooks or Hooks()
+def _hooks(hooks: object) -> Hooks:
+    if hooks is None:
+        return Hooks()
+    if isinstance(hooks, Hooks):
+        return hooks
     raise ConfigError(f"hooks is {type(hooks).__name__}: pass Hooks(...).")
 
 
 def _judge(model: str | os.PathLike[str] | Judge | None) -> Judge:
     if model is None or isinstance(model, str | os.PathLike):
-        return _shared_model(cast("str | os.PathLike[str] | None", model))
+        return _shared_model(model)
     if callable(getattr(model, "judge", None)):
         return model
     raise ConfigError(f"model is {type(model).__name__}: pass a model folder or a Judge.")

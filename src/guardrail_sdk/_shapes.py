@@ -136,7 +136,7 @@ def message_text(message: object, joint: str = "\n") -> str:
     parts = [_reasoning(field(source, name)) for source in sources for name in _REASONING]
     parts.append(content_text(field(message, "content")))
     parts += [_plain(field(source, "refusal")) for source in sources]
-    parts += next((calls for calls in map(_calls_text, sources) if calls), [])
+    parts += _calls_text(message) or _calls_text(extras)
     return joint.join(part for part in parts if part)
 
 
@@ -341,7 +341,7 @@ def _replaced(value: object, changes: Mapping[str, object]) -> object:
     known = mapping(value)
     if known is not None:
         return {**known, **{k: v for k, v in changes.items() if k in known or k == "content"}}
-    changes = {k: v for k, v in changes.items() if hasattr(value, k)}
+    changes = {k: v for k, v in changes.items() if hasattr(value, k) or k == "content"}
     try:
         model_copy: object = getattr(value, "model_copy", None)
         if callable(model_copy):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
@@ -75,7 +75,8 @@ class Message:
     """One turn of a conversation, as plain text."""
 
     role: Role
-    content: str
+    content: str = field(repr=False)
+    """Secret: left out of the message's repr, so that logging one doesn't log its text."""
 
 
 Conversation = Sequence[Message]

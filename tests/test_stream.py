@@ -1,0 +1,323 @@
+"""The hold-back buffer and the guarded stream: nothing leaves before a verdict that covers it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Iterator
+
+import anyio
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guardrail_sdk import Action, Blocked, Category, CategoryRule, Guard, Policy
+from guardrail_sdk._policy import REDACTED
+from guardrail_sdk._stream import MAX_CHARS, StreamWindow
+from guardrail_sdk._types import Stage
+from guardrail_sdk.testing import FakeModel
+
+# A deadline per example would measure the machine's load.
+few = settings(deadline=None, max_examples=50)
+BAD = "☢bomb☢"
+REDACT = Policy(categories=(CategoryRule(id=Category.S2, action=Action.REDACT),))
+
+texts = st.lists(
+    st.one_of(
+        st.text(max_size=60),
+        st.sampled_from(["A plain sentence, of some length. ", "数えます。", "\n", "।", "x" * 400]),
+    ),
+    max_size=30,
+).map("".join)
+
+
+@st.composite
+def chunkings(draw: st.DrawFn, text: st.SearchStrategy[str] = texts) -> list[str]:
+    """Any text in any chunks, empty ones included."""
+    whole = draw(text)
+    cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=40)))
+    return [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+
+
+def stream_of(chunks: list[str], guard: Guard) -> Iterator[str]:
+    def chat(prompt: str) -> Iterator[str]:
+        yield from chunks
+
+    return guard.wrap(chat)("hello")
+
+
+@few
+@given(chunks=chunkings())
+def test_an_allowed_stream_is_its_source(chunks: list[str]) -> None:
+    assert list(stream_of(chunks, Guard(model=FakeModel()))) == chunks
+
+
+@few
+@given(chunks=chunkings())
+def test_no_character_is_released_before_a_verdict_that_covers_it(chunks: list[str]) -> None:
+    whole = "".join(chunks)
+    model = FakeModel()
+    guard = Guard(model=model)
+    released = 0
+
+    for chunk in stream_of(chunks, guard):
+        released += len(chunk)
+        covered = 0
+        for conversation in model.seen[1:]:  # the first is the input
+            judged = conversation[-1].content
+            start = max(0, covered - 320)
+            assert whole.startswith(judged, start)
+            covered = start + len(judged)
+        assert released <= covered
+
+
+@few
+@given(chunks=chunkings(st.tuples(texts, texts).map(BAD.join)))
+def test_an_unsafe_stream_ends_in_blocked_and_its_window_never_leaves(chunks: list[str]) -> None:
+    released: list[str] = []
+
+    with pytest.raises(Blocked):
+        released.extend(stream_of(chunks, Guard(model=FakeModel([BAD]))))
+
+    assert BAD not in "".join(released)
+    assert "".join(chunks).startswith("".join(released))
+
+
+@few
+@given(chunks=chunkings(st.tuples(texts, texts).map(BAD.join)))
+def test_redact_replaces_a_window_once_and_keeps_the_rest(chunks: list[str]) -> None:
+    released = "".join(stream_of(chunks, Guard(model=FakeModel([BAD]), policy=REDACT)))
+    before, found, after = released.partition(REDACTED)
+
+    assert found
+    assert BAD not in released
+    assert REDACTED not in after
+    assert "".join(chunks).startswith(before)
+    assert "".join(chunks).endswith(after)
+
+
+@few
+@given(before=st.integers(0, 900), size=st.integers(1, 50))
+def test_words_that_span_two_windows_are_seen(before: int, size: int) -> None:
+    attack = "one two three four. " * 5
+    text = "a " * before + attack
+    chunks = [text[i : i + size] for i in range(0, len(text), size)]
+
+    with pytest.raises(Blocked):
+        list(stream_of(chunks, Guard(model=FakeModel([attack]))))
+
+
+def test_the_cost_is_linear_in_the_length_of_the_stream() -> None:
+    judged: dict[int, int] = {}
+    for sentences in (100, 200):
+        model = FakeModel()
+        list(stream_of(["Some words and more. "] * sentences, Guard(model=model)))
+        judged[sentences] = sum(len(conversation[-1].content) for conversation in model.seen)
+
+    assert judged[200] < 2.1 * judged[100]
+
+
+def test_a_window_closes_at_a_sentence_end_or_when_it_is_full() -> None:
+    window: StreamWindow[str] = StreamWindow(min_chars=10, max_chars=20, tail_chars=5)
+
+    assert window.push("Hi. ", "a") is None
+    assert window.push("This is", "b") is None
+    sentence = window.push(" it! ", "c")
+    assert sentence is not None
+    window.released(sentence)
+    full = window.push("x" * 20, "d")
+    assert full is not None
+
+    assert (sentence.text, sentence.tail, sentence.start) == ("Hi. This is it! ", "", 0)
+    assert (full.text, full.tail, full.start) == ("x" * 20, " it! ", 11)
+    assert window.flush() is None
+
+
+def test_after_a_redacted_window_nothing_of_it_is_judged_again() -> None:
+    window: StreamWindow[str] = StreamWindow(min_chars=1, max_chars=5, tail_chars=5)
+    first = window.push("secret", "a")
+    assert first is not None
+    window.replaced(first)
+    second = window.push("public", "b")
+    assert second is not None
+
+    assert (second.judged, second.start) == ("public", 6)
+
+
+@pytest.mark.parametrize("end", list(".!?…\n。！？؟۔।॥។"))
+def test_sentences_end_in_many_scripts(end: str) -> None:
+    window: StreamWindow[str] = StreamWindow(min_chars=5, max_chars=100)
+
+    assert window.push("12345", "a") is None
+    assert window.push(end, "b") is not None
+
+
+def test_chunks_without_text_keep_their_place() -> None:
+    role, usage = {"role": "assistant", "content": None}, {"content": None, "usage": 3}
+    text = {"content": "Hello. "}
+
+    def chat(prompt: str) -> Iterator[object]:
+        yield role
+        yield text
+        yield usage
+
+    released = list(Guard(model=FakeModel()).wrap(chat)("hi"))
+
+    assert [id(chunk) for chunk in released] == [id(role), id(text), id(usage)]
+
+
+def test_the_verdicts_span_counts_from_the_start_of_the_stream() -> None:
+    chunks = ["a" * MAX_CHARS, "b" * MAX_CHARS, BAD]
+
+    with pytest.raises(Blocked) as raised:
+        list(stream_of(chunks, Guard(model=FakeModel([BAD]))))
+
+    verdict = raised.value.verdict
+    assert verdict is not None
+    assert (verdict.span.start, verdict.span.end) == (MAX_CHARS, 2 * MAX_CHARS + len(BAD))
+
+
+def test_on_block_gives_the_last_item() -> None:
+    def chat(prompt: str) -> Iterator[str]:
+        yield "x" * MAX_CHARS
+        yield BAD
+        yield "never"
+
+    guarded = Guard(model=FakeModel([BAD])).wrap(chat, on_block=lambda decision: decision.category)
+
+    assert list(guarded("hi")) == ["x" * MAX_CHARS, Category.S2]
+
+
+def test_a_source_that_fails_midway_releases_only_what_was_judged() -> None:
+    def chat(prompt: str) -> Iterator[str]:
+        yield "x" * MAX_CHARS
+        yield "not judged yet"
+        raise OSError("the line broke")
+
+    released: list[str] = []
+    with pytest.raises(OSError, match="the line broke"):
+        released.extend(Guard(model=FakeModel()).wrap(chat)("hi"))
+
+    assert released == ["x" * MAX_CHARS]
+
+
+class Closing:
+    """A source that notes how it ended."""
+
+    def __init__(self) -> None:
+        self.ended: list[str] = []
+
+    def chat(self, prompt: str) -> Generator[str, object, None]:
+        try:
+            while True:
+                yield "Words and words and words. "
+        except GeneratorExit:
+            self.ended.append("closed")
+            raise
+        except ValueError:
+            self.ended.append("thrown")
+            yield "Recovered."
+
+    async def chat_async(self, prompt: str) -> AsyncGenerator[str, object]:
+        try:
+            while True:
+                yield "Words and words and words. "
+        finally:
+            self.ended.append("closed")
+
+
+def test_closing_the_guarded_generator_closes_the_source() -> None:
+    source = Closing()
+    stream = Guard(model=FakeModel()).wrap(source.chat)("hi")
+    next(stream)
+
+    stream.close()
+
+    assert source.ended == ["closed"]
+
+
+def test_a_consumer_that_stops_early_leaves_nothing_running() -> None:
+    source = Closing()
+
+    for _ in Guard(model=FakeModel()).wrap(source.chat)("hi"):
+        break
+
+    assert source.ended == ["closed"]
+
+
+def test_a_block_closes_the_source() -> None:
+    source = Closing()
+
+    with pytest.raises(Blocked):
+        list(Guard(model=FakeModel(["words"])).wrap(source.chat)("hi"))
+
+    assert source.ended == ["closed"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.anyio
+async def test_closing_the_guarded_async_generator_closes_the_source() -> None:
+    source = Closing()
+    stream = Guard(model=FakeModel()).wrap(source.chat_async)("hi")
+    await anext(stream)
+
+    await stream.aclose()
+
+    assert source.ended == ["closed"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+@pytest.mark.anyio
+async def test_a_cancelled_async_stream_closes_the_source() -> None:
+    source = Closing()
+    stream = Guard(model=FakeModel()).wrap(source.chat_async)("hi")
+
+    with anyio.CancelScope() as scope:
+        async for _ in stream:
+            scope.cancel()
+
+    assert source.ended == ["closed"]
+
+
+def test_what_is_thrown_in_reaches_the_source_and_its_answer_is_judged() -> None:
+    source = Closing()
+    stream = Guard(model=FakeModel()).wrap(source.chat)("hi")
+    next(stream)
+
+    stream.throw(ValueError())
+    rest = list(stream)
+
+    assert source.ended == ["thrown"]
+    assert rest[-1] == "Recovered."
+
+
+def test_what_is_sent_reaches_the_source() -> None:
+    received: list[object] = []
+
+    def chat(prompt: str) -> Generator[str, object, None]:
+        while len(received) < 2:
+            received.append((yield "x" * MAX_CHARS))
+
+    stream = Guard(model=FakeModel()).wrap(chat)("hi")
+    next(stream)
+    with pytest.raises(StopIteration):
+        for value in ("first", "second"):
+            stream.send(value)
+
+    assert received == ["first", "second"]
+
+
+def test_a_generators_return_value_is_judged_too() -> None:
+    def chat(answer: str) -> Generator[str, object, str]:
+        yield "Hello. "
+        return answer
+
+    def scores(stage: Stage, text: str) -> float:
+        return float(stage == "output" and BAD in text)
+
+    guarded = Guard(model=FakeModel(scores)).wrap(chat)
+
+    def result(answer: str) -> Iterator[object]:
+        yield (yield from guarded(answer))
+
+    assert list(result("fine")) == ["Hello. ", "fine"]
+    with pytest.raises(Blocked):
+        list(result(BAD))
