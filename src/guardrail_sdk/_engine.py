@@ -1,0 +1,212 @@
+"""Runs a model's ONNX graph: from token ids to output logits, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event, Thread
+from typing import TYPE_CHECKING, Final
+
+from guardrail_sdk._errors import EngineError
+from guardrail_sdk._judge import Budget
+from guardrail_sdk._process import PerProcess
+from guardrail_sdk._session import RunOptions, Session, open_session, run_options
+from guardrail_sdk.artifact import Artifact
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# More padded tokens than this don't make a run more efficient, and a run is the least that can
+# be waited for; its memory is in proportion.
+_RUN_TOKENS: Final = 1024
+_POLL_S: Final = 0.02
+
+_sessions: PerProcess[tuple[Path, str], Session] = PerProcess()
+
+
+class Engine:
+    """A model's graph; engines of the same model share one session per process.
+
+    Args:
+        artifact: The model. Nothing of it is loaded before `load` or the first run.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self._artifact = artifact
+        manifest = artifact.manifest
+        self._past = [
+            f"{layer}.{part}" for layer in range(manifest.layers) for part in ("key", "value")
+        ]
+
+    def load(self) -> None:
+        """Load the graph, unless this process already has.
+
+        Raises:
+            ArtifactError: If it can't be loaded or isn't what the manifest says.
+        """
+        self._session()
+
+    def classify(self, rows: Sequence[Sequence[int]], budget: Budget) -> NDArray[np.float32]:
+        """Return the logits at the last position of each row, float32 [rows, outputs].
+
+        Args:
+            rows: Token ids, at least one a row; of any lengths up to the model's context. They
+                run in batches of similar length, which changes no row's logits.
+            budget: Ends the work when it is spent, also within a run.
+
+        Raises:
+            EngineTimeout: If the budget is spent.
+            EngineError: If the graph fails, or a logit is not finite.
+        """
+        import numpy as np
+
+        outputs = len(self._artifact.manifest.outputs)
+        logits = np.empty((len(rows), outputs), dtype=np.float32)
+        with self._running(budget) as run:
+            for batch in _batches(rows):
+                feed = self._feed([rows[index] for index in batch])
+                last = [len(rows[index]) - 1 for index in batch]
+                found = run(["logits"], feed)[0]
+                logits[batch] = _finite(found[range(len(batch)), last])
+        return logits
+
+    def answer(
+        self,
+        ids: Sequence[int],
+        output_ids: Sequence[int],
+        stop: int,
+        at_most: int,
+        budget: Budget,
+    ) -> NDArray[np.float32]:
+        """Return the logits of what the model says after `ids`, likeliest output by output.
+
+        Args:
+            ids: The prompt's token ids.
+            output_ids: The token id of each output, in order: what is fed back.
+            stop: The output that ends the answer.
+            at_most: The most outputs to say, at least 1.
+            budget: As for `classify`.
+
+        Returns:
+            float32 [said, outputs]; the last row's likeliest output is `stop`, unless `at_most`
+            came first.
+
+        Raises:
+            EngineTimeout: If the budget is spent.
+            EngineError: If the graph fails, or a logit is not finite.
+        """
+        import numpy as np
+
+        said: list[NDArray[np.float32]] = []
+        names = ["logits", *(f"present.{name}" for name in self._past)]
+        with self._running(budget) as run:
+            feed = self._feed([ids])
+            for length in range(len(ids) + 1, len(ids) + at_most + 1):
+                found, *present = run(names, feed)
+                said.append(_finite(found[0, -1:]))
+                best = int(said[-1].argmax())
+                if best == stop:
+                    break
+                feed = self._feed([[output_ids[best]]], present, length)
+        return np.concatenate(said)
+
+    def _feed(
+        self,
+        rows: Sequence[Sequence[int]],
+        past: Sequence[NDArray[np.float32]] = (),
+        total: int = 0,
+    ) -> dict[str, NDArray[np.generic]]:
+        """Return the graph's inputs for `rows`, padded on the right.
+
+        The graph derives positions and the attended length from the mask's sum, so padding on
+        the left would give wrong logits without an error.
+        """
+        import numpy as np
+
+        width = max(map(len, rows))
+        ids = np.zeros((len(rows), width), dtype=np.int64)
+        mask = np.zeros((len(rows), max(width, total)), dtype=np.int64)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)] = row
+            mask[index, : max(len(row), total)] = 1
+        manifest = self._artifact.manifest
+        empty = np.empty((len(rows), manifest.kv_heads, 0, manifest.head_dim), dtype=np.float32)
+        feed: dict[str, NDArray[np.generic]] = {"input_ids": ids, "attention_mask": mask}
+        for index, name in enumerate(self._past):
+            feed[f"past_key_values.{name}"] = past[index] if past else empty
+        return feed
+
+    @contextmanager
+    def _running(self, budget: Budget) -> Generator[_Run]:
+        """Provide a function that runs the graph, and end its runs when `budget` is spent."""
+        budget.spend()
+        options = run_options()
+        done = Event()
+        watcher = Thread(
+            target=_watch, args=(budget, options, done), name="guardrail-deadline", daemon=True
+        )
+        run = _Run(self._session(), options, budget)
+        watcher.start()
+        try:
+            yield run
+        finally:
+            done.set()
+
+    def _session(self) -> Session:
+        artifact = self._artifact
+        return _sessions.get((artifact.graph, artifact.sha256), lambda: open_session(artifact))
+
+
+class _Run:
+    """Runs a session's graph within a budget."""
+
+    def __init__(self, session: Session, options: RunOptions, budget: Budget) -> None:
+        self._session = session
+        self._options = options
+        self._budget = budget
+
+    def __call__(
+        self, outputs: Sequence[str], feed: Mapping[str, NDArray[np.generic]]
+    ) -> Sequence[NDArray[np.float32]]:
+        self._budget.spend()
+        try:
+            return self._session.run(outputs, feed, self._options)
+        except Exception as error:
+            self._budget.spend()
+            # The library's message may hold token ids, which spell the text.
+            raise EngineError(f"onnxruntime failed ({type(error).__name__}).") from None
+
+
+def _watch(budget: Budget, options: RunOptions, done: Event) -> None:
+    """Make onnxruntime stop between two of the graph's nodes once `budget` is spent."""
+    left = budget.remaining_s()
+    while not done.wait(_POLL_S if left is None else min(_POLL_S, left)):
+        left = budget.remaining_s()
+        if left == 0.0 or budget.cancelled.is_set():
+            options.terminate = True
+            return
+
+
+def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+    """Yield indices of rows that run together: similarly long, few enough for one run."""
+    batch: list[int] = []
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True):
+        longest = len(rows[batch[0]]) if batch else 0
+        if batch and (
+            (len(batch) + 1) * longest > _RUN_TOKENS or 4 * len(rows[index]) < 3 * longest
+        ):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    import numpy as np
+
+    if not np.isfinite(logits).all():
+        raise EngineError("The model gave a logit that is not a number, so there is no verdict.")
+    return logits
