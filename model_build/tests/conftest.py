@@ -1,0 +1,159 @@
+"""Fixtures: tiny labelled data, tiny pretrained bases, and recipes of seconds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+from guardrail_model_build.recipe import Recipe
+from guardrail_model_build.tiny import tiny_checkpoint
+from guardrail_model_build.workspace import Workspace
+from guardrail_sdk.prompt import TemplateId
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer
+
+KIND = ("bread", "gardens", "trains", "letters", "weather", "music", "maths", "dogs")
+CRUEL = ("poison", "bombs", "robbery", "threats", "torture", "fraud", "stalking", "arson")
+
+
+def rows(count: int) -> dict[str, list[dict[str, object]]]:
+    """Return small, separable data sets by name: prompts, responses and hazard domains."""
+    prompts: list[dict[str, object]] = []
+    answers: list[dict[str, object]] = []
+    domains: list[dict[str, object]] = []
+    for number in range(count):
+        unsafe = number % 2 == 1
+        topic = (CRUEL if unsafe else KIND)[number % 8]
+        question = _user(f"Tell me about {topic}, please, number {number}.")
+        answer = {"role": "assistant", "content": f"Here is all about {topic}, number {number}."}
+        about = {"lang": "en", "unsafe": unsafe, "categories": ["S2"] if unsafe else []}
+        prompts.append(
+            {"id": f"p{number}", "source": "prompts", "messages": [question], "target": "user"}
+            | about
+        )
+        answers.append(
+            {
+                "id": f"a{number}",
+                "source": "answers",
+                "messages": [_user(f"What is there to say of {topic}, {number}?"), answer],
+                "target": "assistant",
+            }
+            | about
+        )
+        domains.append(
+            {
+                "id": f"d{number}",
+                "source": "domains",
+                "messages": [_user(f"Explain number {number} of {topic}.")],
+                "target": "user",
+            }
+            | about
+            | {"unsafe": None, "categories": ["S9" if unsafe else "S6"]}
+        )
+    return {"prompts": prompts, "answers": answers, "domains": domains}
+
+
+def _user(text: str) -> dict[str, str]:
+    return {"role": "user", "content": text}
+
+
+def write_data(folder: Path, count: int = 120) -> Path:
+    """Write the data sets and their manifest; `secret` may not be used for what ships."""
+    manifest = {
+        "prompts": {"split": "train", "use": "ship"},
+        "answers": {"split": "train", "use": "ship-with-notice"},
+        "domains": {"split": "train", "use": "ship"},
+        "secret": {"split": "train", "use": "research"},
+        "held": {"split": "eval", "use": "eval"},
+    }
+    sets = rows(count)
+    sets["secret"] = [row | {"id": f"s{row['id']}", "source": "secret"} for row in sets["prompts"]]
+    (folder / "train").mkdir(parents=True)
+    for name, lines in sets.items():
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / "train" / f"{name}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def write_base(folder: Path, template: TemplateId) -> Path:
+    """Write a tiny random LlamaForCausalLM with its tokenizer, as the Hugging Face hub has them."""
+    checkpoint = tiny_checkpoint(template)
+    config = checkpoint.config
+    tokenizer = Tokenizer.from_buffer(checkpoint.tokenizer)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden,
+            intermediate_size=config.mlp,
+            num_hidden_layers=config.layers + 1,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            max_position_embeddings=config.context,
+            rms_norm_eps=config.norm_eps,
+            rope_parameters=ROPE[template],
+            tie_word_embeddings=template == "llama-guard-3",
+        )
+    )
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+ROPE: dict[TemplateId, dict[str, object]] = {
+    "compact": {"rope_type": "default", "rope_theta": 10_000.0},
+    # As in Llama 3.2, which Llama Guard 3-1B was made from, but for the context's length.
+    "llama-guard-3": {
+        "rope_type": "llama3",
+        "rope_theta": 500_000.0,
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    },
+}
+
+
+def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
+    """Return a recipe that runs every stage in seconds."""
+    training = {
+        "learning_rate": 2e-3,
+        "epochs": 3,
+        "batch_tokens": 1024,
+        "bfloat16": False,
+        "distil_share": 0.5,
+    }
+    return Recipe.model_validate(
+        {
+            "name": "tiny",
+            "version": "0.0.1",
+            "template": template,
+            "context_length": 512 if template == "llama-guard-3" else 128,
+            "base": {"name": "random", "licence": "Apache-2.0", "source": str(base)},
+            "data": {
+                "uses": ["ship", "ship-with-notice"],
+                "validation_share": 0.2,
+                "token_budget": 20_000,
+                "sources": {"domains": {"unsafe_categories": ["S9"]}},
+            },
+            "finetune": training | {"distil_share": 0.0},
+            "prune": {"blocks": 2, "mlp": 96, "calibration_rows": 40},
+            "distil": training,
+            "qat": training | {"epochs": 1},
+            "evaluation": {"sample_rows": 60, "false_positive_rate": {"input": 0.1, "output": 0.1}},
+        }
+    )
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    """A compact build that nothing has run in yet."""
+    base = write_base(tmp_path / "pretrained", "compact")
+    return Workspace(
+        recipe=tiny_recipe(base, "compact"),
+        data=write_data(tmp_path / "data"),
+        folder=tmp_path / "build",
+    )
