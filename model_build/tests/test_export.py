@@ -66,7 +66,9 @@ class Session(Protocol):
 
 
 def _open(path: Path) -> Session:
-    return cast(Session, ort.InferenceSession(path))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # threads only spin on models this small
+    return cast(Session, ort.InferenceSession(path, options))
 
 
 def _load(path: Path, *, external: bool = True) -> onnx.ModelProto:

@@ -19,7 +19,7 @@ from guardrail_sdk.prompt import Special, TemplateId, template
 
 Array = NDArray[np.int64] | NDArray[np.float32]
 TEMPLATES: list[TemplateId] = ["compact", "llama-guard-3"]
-COMMITTED = {
+COMMITTED: dict[TemplateId, Path] = {
     "compact": Path(__file__).parents[2] / "tests" / "data" / "tiny",
     "llama-guard-3": Path(__file__).parents[2] / "tests" / "data" / "tiny-llama-guard",
 }
@@ -59,7 +59,9 @@ def _logits(artifact: Artifact, text: str) -> NDArray[np.float32]:
         for index in range(manifest.layers)
         for part in ("key", "value")
     }
-    session = cast(Session, ort.InferenceSession(artifact.graph))
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1  # threads only spin on models this small
+    session = cast(Session, ort.InferenceSession(artifact.graph, options))
     return session.run(["logits"], feeds)[0][0, -1]
 
 
@@ -104,12 +106,9 @@ def test_it_is_small_and_the_same_every_time(artifact: Artifact, tmp_path: Path)
     assert make(tmp_path, artifact.manifest.template).sha256 == artifact.sha256
 
 
-@pytest.mark.parametrize("template_id", TEMPLATES)
-def test_committed_model_is_the_current_one(template_id: TemplateId, artifact: Artifact) -> None:
+def test_committed_model_is_the_current_one(artifact: Artifact) -> None:
     """What the SDK's tests run on is what this code makes (the weights' last bits aside)."""
-    committed = open_artifact(COMMITTED[template_id])
-    if artifact.manifest.template != template_id:
-        pytest.skip("the other template's turn")
+    committed = open_artifact(COMMITTED[artifact.manifest.template])
     assert committed.manifest.model_copy(update={"files": {}}) == artifact.manifest.model_copy(
         update={"files": {}}
     )
