@@ -12,13 +12,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from guardrail_sdk._errors import ArtifactError
 from guardrail_sdk._types import Category, Stage
-from guardrail_sdk.prompt import TemplateId
+from guardrail_sdk.prompt import TemplateId, template
 
 CONTRACT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -91,6 +91,15 @@ class Manifest(_Strict):
     files: dict[str, Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]]
     """sha256 by file name; names are relative and stay inside the folder."""
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if self.outputs != template(self.template).outputs:
+            raise ValueError(f"outputs are not those of the template {self.template!r}")
+        for stage in get_args(Stage):
+            if stage not in self.thresholds or stage not in self.calibration:
+                raise ValueError(f"thresholds or calibration lack the stage {stage!r}")
+        return self
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,9 +222,9 @@ def _verify(folder: Path, name: str, expected: str) -> None:
         raise ArtifactError(f"{folder / MANIFEST} names {name!r}, which is outside its folder.")
     try:
         actual = _sha256(path)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(
-            f"{path} is missing or unreadable ({error.strerror}). Reinstall the model."
+            f"{path} is missing or unreadable ({type(error).__name__}). Reinstall the model."
         ) from error
     if actual != expected:
         raise ArtifactError(
