@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from guardrail_model_build.pipeline import STAGES, build
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.workspace import Workspace
@@ -30,7 +32,10 @@ def main(argv: list[str] | None = None) -> None:
         help="files of labelled rows to report the result on; never trained on",
     )
     arguments = parser.parse_args(argv)
-    recipe = Recipe.load(arguments.recipe)
+    try:
+        recipe = Recipe.load(arguments.recipe)
+    except ValidationError as error:
+        raise SystemExit(f"{arguments.recipe}: {error}") from error
     if arguments.base:
         source = recipe.base.model_copy(update={"source": arguments.base})
         recipe = recipe.model_copy(update={"base": source})

@@ -139,7 +139,7 @@ def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
                 "token_budget": 20_000,
                 "sources": {"domains": {"unsafe_categories": ["S9"]}},
             },
-            "finetune": training | {"distil_share": 0.0},
+            "finetune": training | {"epochs": 6, "distil_share": 0.0},
             "prune": {"blocks": 2, "mlp": 96, "calibration_rows": 40},
             "distil": training,
             "qat": training | {"epochs": 1},

@@ -16,6 +16,7 @@ from typing import Annotated, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from guardrail_sdk import _bundled
 from guardrail_sdk._errors import ArtifactError
 from guardrail_sdk._types import Category, Stage
 from guardrail_sdk.prompt import TemplateId, template
@@ -176,8 +177,6 @@ def find_artifact(model: str | os.PathLike[str] | None = None) -> Artifact:
     chosen = model or os.environ.get(MODEL_VARIABLE)
     if chosen:
         return open_artifact(Path(chosen))
-    from guardrail_sdk import _bundled
-
     return open_artifact(_bundled.FOLDER, expected_sha256=_bundled.MANIFEST_SHA256)
 
 

@@ -1,0 +1,151 @@
+"""Whole builds on tiny random weights, for both templates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from guardrail_model_build.cli import main
+from guardrail_model_build.pipeline import STAGES, build
+from guardrail_model_build.recipe import Recipe
+from guardrail_model_build.workspace import Workspace
+from guardrail_sdk import Guard
+from guardrail_sdk.artifact import open_artifact
+from guardrail_sdk.prompt import LlamaGuardTemplate, TemplateId, template
+
+from conftest import CRUEL, KIND, tiny_recipe, write_base, write_data
+
+RECIPES = Path(__file__).parent.parent / "recipes"
+
+
+@pytest.fixture(scope="module", params=["compact", "llama-guard-3"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A finished build, reported on a file that it never trained on."""
+    template_id: TemplateId = request.param
+    folder = tmp_path_factory.mktemp("build")
+    base = write_base(folder / "pretrained", template_id)
+    data = write_data(folder / "data")
+    workspace = Workspace(
+        recipe=tiny_recipe(base, template_id),
+        data=data,
+        evaluation=(data / "train" / "secret.jsonl.gz",),
+        folder=folder / "out",
+    )
+    build(workspace)
+    return workspace
+
+
+def test_the_packed_model_tells_the_cruel_from_the_kind(built: Workspace) -> None:
+    guard = Guard(built.stage("packed") / "tiny")
+
+    def mean_probability(topics: Sequence[str]) -> float:
+        verdicts = [guard.check_sync(f"Tell me about {topic}, please.").verdict for topic in topics]
+        return sum(verdict.unsafe_probability for verdict in verdicts if verdict) / len(topics)
+
+    assert mean_probability(CRUEL) > mean_probability(KIND) + 0.1
+
+
+def test_the_manifest_says_where_the_model_comes_from(built: Workspace) -> None:
+    manifest = open_artifact(built.stage("packed") / "tiny").manifest
+    assert manifest.outputs == template(built.recipe.template).outputs
+    assert manifest.layers == 2
+    provenance = manifest.provenance
+    assert provenance.recipe_sha256 == built.recipe.sha256()
+    assert set(provenance.data_by_use) == {"ship", "ship-with-notice"}
+    assert provenance.data_sha256 == built.metrics("data")["sha256"]
+
+
+def test_every_step_is_in_one_table(built: Workspace) -> None:
+    found = built.metrics("evaluated")
+    stages = found["stages"]
+    assert isinstance(stages, dict)
+    assert list(stages) == ["teacher", "pruned", "distilled", "qat", "onnx"]
+    report = found["evaluation"]
+    assert isinstance(report, dict)
+    assert list(report) == ["secret"]
+
+
+def test_the_onnx_file_computes_what_training_computed(built: Workspace) -> None:
+    drift = built.metrics("evaluated")["onnx_against_qat"]
+    assert isinstance(drift, dict)
+    assert isinstance(drift["largest_difference"], float)
+    assert drift["largest_difference"] < 1e-3
+
+
+def test_verdicts_agree_with_the_floating_point_students(built: Workspace) -> None:
+    stages = built.metrics("evaluated")["stages"]
+    assert isinstance(stages, dict)
+    for side in ("input", "output"):
+        assert stages["onnx"][side]["auprc"] > stages["distilled"][side]["auprc"] - 0.1  # type: ignore[index]
+
+
+def test_the_card_shows_the_data_and_the_figures(built: Workspace) -> None:
+    card = (built.stage("packed") / "tiny" / "MODEL_CARD.md").read_text()
+    assert "prompts (" in card
+    assert "secret (" not in card
+    assert "| INT4 ONNX, as shipped | input |" in card
+    assert "| secret | " in card
+
+
+def test_a_finished_build_runs_nothing_again(
+    built: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(workspace: Workspace, out: Path) -> dict[str, object]:
+        raise AssertionError(f"{out.name} ran again")
+
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, run=never))
+    build(built)
+
+
+def test_a_changed_setting_runs_what_depends_on_it_and_nothing_else(
+    built: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+
+    def note(workspace: Workspace, out: Path) -> dict[str, object]:
+        ran.append(out.name)
+        return {}
+
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, replace(stage, run=note))
+    markers = {
+        name: (built.stage(name) / "stage.json").read_text()
+        for name in STAGES
+    }
+    changed = Recipe.model_validate(
+        built.recipe.model_dump() | {"prune": built.recipe.prune.model_dump() | {"mlp": 64}}
+    )
+    try:
+        build(replace(built, recipe=changed))
+    finally:
+        for name, text in markers.items():
+            (built.stage(name) / "stage.json").write_text(text)
+    assert ran == ["pruned", "distilled", "qat", "exported", "evaluated", "packed"]
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(path: Path) -> None:
+    recipe = Recipe.load(path)
+    assert "research" not in recipe.data.uses, "what ships is trained on what may ship"
+
+
+def test_an_unknown_key_in_a_recipe_is_refused(tmp_path: Path) -> None:
+    text = (RECIPES / "smollm2-135m-int4.yaml").read_text()
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text(text + "\nlearning_rte: 1\n")
+    with pytest.raises(SystemExit, match="learning_rte"):
+        main([str(wrong), "--data", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
+def test_the_command_stops_where_it_is_told(tmp_path: Path) -> None:
+    base = write_base(tmp_path / "pretrained", "compact")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(tiny_recipe(base, "compact").model_dump_json())
+    data = write_data(tmp_path / "data", count=40)
+    out = tmp_path / "out"
+    main([str(recipe), "--data", str(data), "--out", str(out), "--until", "data"])
+    assert (out / "data" / "train.jsonl.gz").exists()
+    assert not (out / "teacher").exists()
