@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-from pydantic import JsonValue
-
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.artifact import Manifest
 
@@ -94,8 +92,13 @@ def _data(workspace: Workspace, manifest: Manifest) -> str:
         if use in by_use:
             named = ", ".join(f"{name} ({count})" for name, count in sources[use].items())
             lines += [f"{heading} ({by_use[use]:,} rows): {named}.", ""]
-    return "\n".join([*lines, "Nothing else was used: no row of a benchmark's test set, and no",
-                      "row whose licence forbids commercial use."])
+    return "\n".join(
+        [
+            *lines,
+            "Nothing else was used: no row of a benchmark's test set, and no",
+            "row whose licence forbids commercial use.",
+        ]
+    )
 
 
 def _figures(workspace: Workspace, manifest: Manifest) -> str:
@@ -137,7 +140,7 @@ def _public(reports: Mapping[str, Mapping[str, float]], manifest: Manifest) -> l
         "",
         f"Public test sets, at the shipped thresholds {thresholds}; nothing was chosen on them.",
         "",
-        "| set | rows | F1 | precision | recall | FPR | AUPRC | always \"unsafe\" F1 |",
+        '| set | rows | F1 | precision | recall | FPR | AUPRC | always "unsafe" F1 |',
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in reports.items():

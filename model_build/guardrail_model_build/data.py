@@ -61,7 +61,11 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         "tokens": sum(_length(row, encoder) for row in training),
         "by_use": dict(Counter(allowed[row.source] for row in training)),
         "sources_by_use": {
-            use: dict(sorted(Counter(row.source for row in training if allowed[row.source] == use).items()))
+            use: dict(
+                sorted(
+                    Counter(row.source for row in training if allowed[row.source] == use).items()
+                )
+            )
             for use in recipe.data.uses
         },
         "by_label": dict(Counter(f"{row.target} {row.unsafe}" for row in training)),
@@ -80,7 +84,9 @@ def sample(rows: Sequence[Row], count: int) -> list[Row]:
     for row in sorted(rows, key=lambda row: _rank("sample" + row.id)):
         by_source.setdefault(row.source, []).append(row)
     share = count / max(count, len(rows))
-    return [row for group in by_source.values() for row in group[: max(1, round(share * len(group)))]]
+    return [
+        row for group in by_source.values() for row in group[: max(1, round(share * len(group)))]
+    ]
 
 
 def _chosen(path: Path, source: Source | None) -> Iterator[Row]:

@@ -57,9 +57,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         },
         "stages": _compare(chosen, margins, workspace.recipe.evaluation.false_positive_rate),
         "calibration": {stage: value.model_dump() for stage, value in calibration.items()},
-        "thresholds": {
-            stage: value.model_dump(mode="json") for stage, value in thresholds.items()
-        },
+        "thresholds": {stage: value.model_dump(mode="json") for stage, value in thresholds.items()},
         "evaluation": _report(Guard(shipped), workspace.evaluation),
     }
 
@@ -69,8 +67,11 @@ def torch_margins(workspace: Workspace, name: str, rows: Sequence[Row]) -> NDArr
     checkpoint = workspace.checkpoint(name)
     encoder = Encoder(checkpoint.template, checkpoint.tokenizer)
     model = checkpoint.model()
-    model.round_to(workspace.recipe.block_size if name in _ROUNDED else None)
-    logits = predict(model, [encoder.encode(row) for row in rows])
+    rounded = name in _ROUNDED
+    model.round_to(workspace.recipe.block_size if rounded else None)
+    # The rounded model is compared with the ONNX file to float noise, so it is read in float32.
+    bfloat16 = workspace.recipe.finetune.bfloat16 and not rounded
+    logits = predict(model, [encoder.encode(row) for row in rows], bfloat16=bfloat16)
     return torch.stack([values[0, 1] - values[0, 0] for values in logits]).double().numpy()
 
 
@@ -103,9 +104,7 @@ def calibrate(
     return calibration, thresholds
 
 
-def _threshold(
-    scores: NDArray[np.float64], unsafe: NDArray[np.bool_], limit: float
-) -> float:
+def _threshold(scores: NDArray[np.float64], unsafe: NDArray[np.bool_], limit: float) -> float:
     """Return the lowest score at which at most `limit` of the safe rows reach it."""
     safe = np.sort(scores[~unsafe])[::-1]
     allowed = int(limit * len(safe))

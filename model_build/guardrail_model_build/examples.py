@@ -71,9 +71,7 @@ class Encoder:
             labels[0, 0], labels[0, 1] = float(not row.unsafe), float(row.unsafe)
         if row.unsafe is False or row.categories:
             labels[0, 2:] = torch.tensor([float(hazard in row.categories) for hazard in Category])
-        return Example(
-            id=row.id, ids=tuple(prompt), positions=(len(prompt) - 1,), labels=labels
-        )
+        return Example(id=row.id, ids=tuple(prompt), positions=(len(prompt) - 1,), labels=labels)
 
     def _with_answer(self, row: Row, prompt: list[int]) -> Example:
         """Append the written answer, token by token, as Llama Guard was trained to give it."""
@@ -84,9 +82,7 @@ class Encoder:
             labels[position, self._outputs[token]] = 1.0
         fed = [self._output_id(token) for token in answer[:-1]]
         positions = range(len(prompt) - 1, len(prompt) - 1 + len(labels))
-        return Example(
-            id=row.id, ids=(*prompt, *fed), positions=tuple(positions), labels=labels
-        )
+        return Example(id=row.id, ids=(*prompt, *fed), positions=tuple(positions), labels=labels)
 
     def _output_id(self, output: str) -> int:
         token = output_token(self._tokenizer, output)
@@ -116,9 +112,7 @@ def llama_guard_answer(row: Row) -> list[str]:
     return [*answer, end]
 
 
-def batches(
-    examples: Sequence[Example], batch_tokens: int, seed: int | None
-) -> Iterator[Batch]:
+def batches(examples: Sequence[Example], batch_tokens: int, seed: int | None) -> Iterator[Batch]:
     """Yield the examples in batches of similar length, at most `batch_tokens` padded tokens each.
 
     Args:

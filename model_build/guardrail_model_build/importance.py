@@ -89,7 +89,5 @@ def _watch(
     """Hook one block's output and what enters its down projection."""
     return [
         block.register_forward_hook(lambda _, inputs, output: on_block(index, inputs, output)),
-        block.mlp.down_proj.register_forward_pre_hook(
-            lambda _, inputs: on_neurons(index, inputs)
-        ),
+        block.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: on_neurons(index, inputs)),
     ]

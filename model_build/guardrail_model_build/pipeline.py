@@ -45,9 +45,7 @@ class Stage:
 STAGES: dict[str, Stage] = {
     "base": Stage(bases.run, (), lambda recipe: (recipe.base, recipe.template, recipe.seed)),
     "data": Stage(data.run, ("base",), lambda recipe: (recipe.data,)),
-    "teacher": Stage(
-        finetune.run, ("base", "data"), lambda recipe: (recipe.finetune, recipe.seed)
-    ),
+    "teacher": Stage(finetune.run, ("base", "data"), lambda recipe: (recipe.finetune, recipe.seed)),
     "importance": Stage(
         importance.run, ("data", "teacher"), lambda recipe: (recipe.prune.calibration_rows,)
     ),

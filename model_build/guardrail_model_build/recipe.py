@@ -120,4 +120,3 @@ class Recipe(_Strict):
     def sha256(self) -> str:
         """Return the hash of the recipe's contents."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
-

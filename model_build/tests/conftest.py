@@ -7,12 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.tiny import tiny_checkpoint
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.prompt import TemplateId
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from tokenizers import Tokenizer
 
 KIND = ("bread", "gardens", "trains", "letters", "weather", "music", "maths", "dogs")
 CRUEL = ("poison", "bombs", "robbery", "threats", "torture", "fraud", "stalking", "arson")

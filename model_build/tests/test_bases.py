@@ -8,15 +8,15 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from conftest import write_base
+from tokenizers import Tokenizer
+from transformers import LlamaForCausalLM
+
 from guardrail_model_build.bases import load_base, output_token
 from guardrail_model_build.model import Checkpoint
 from guardrail_model_build.recipe import Base
 from guardrail_model_build.tiny import tiny_checkpoint
 from guardrail_sdk.prompt import LlamaGuardTemplate
-from tokenizers import Tokenizer
-from transformers import LlamaForCausalLM
-
-from conftest import write_base
 
 
 def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
+
 from guardrail_model_build import bases, data
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.evaluation import Row
-from tokenizers import Tokenizer
 
 
 @pytest.fixture

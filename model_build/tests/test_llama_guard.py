@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from llama_models.llama3.tokenizer import Tokenizer
+
 from guardrail_model_build.examples import llama_guard_answer
 from guardrail_sdk import Category, Message
 from guardrail_sdk.evaluation import Row
 from guardrail_sdk.prompt import LlamaGuardTemplate
-from llama_models.llama3.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,10 @@ def test_an_answer_is_tokenised_as_it_was_trained(tokenizer: Tokenizer) -> None:
         categories=(Category.S1, Category.S10),
     )
     answer = llama_guard_answer(row)
-    whole = tokenizer.encode("unsafe\nS1,S10<|eot_id|>", bos=False, eos=False, allowed_special="all")
-    pieces = [tokenizer.encode(token, bos=False, eos=False, allowed_special="all") for token in answer]
+    whole = tokenizer.encode(
+        "unsafe\nS1,S10<|eot_id|>", bos=False, eos=False, allowed_special="all"
+    )
+    pieces = [
+        tokenizer.encode(token, bos=False, eos=False, allowed_special="all") for token in answer
+    ]
     assert [token for piece in pieces for token in piece] == whole

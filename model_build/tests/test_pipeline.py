@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import CRUEL, KIND, tiny_recipe, write_base, write_data
+
 from guardrail_model_build.cli import main
 from guardrail_model_build.pipeline import STAGES, build
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk import Guard
 from guardrail_sdk.artifact import open_artifact
-from guardrail_sdk.prompt import LlamaGuardTemplate, TemplateId, template
-
-from conftest import CRUEL, KIND, tiny_recipe, write_base, write_data
+from guardrail_sdk.prompt import TemplateId, template
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 
@@ -111,10 +111,7 @@ def test_a_changed_setting_runs_what_depends_on_it_and_nothing_else(
 
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, replace(stage, run=note))
-    markers = {
-        name: (built.stage(name) / "stage.json").read_text()
-        for name in STAGES
-    }
+    markers = {name: (built.stage(name) / "stage.json").read_text() for name in STAGES}
     changed = Recipe.model_validate(
         built.recipe.model_dump() | {"prune": built.recipe.prune.model_dump() | {"mlp": 64}}
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from guardrail_model_build.examples import Example
 from guardrail_model_build.importance import Importance, measure
 from guardrail_model_build.model import Checkpoint

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from guardrail_model_build import quant
 from hypothesis import given
 from hypothesis import strategies as st
+
+from guardrail_model_build import quant
 
 
 @given(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from guardrail_model_build import train
 from guardrail_model_build.examples import UNKNOWN, Encoder, Example, batches, llama_guard_answer
 from guardrail_model_build.objective import distil_loss, label_loss
@@ -25,7 +26,9 @@ def _row(number: int, *, unsafe: bool | None, categories: tuple[Category, ...] =
         id=f"row{number}",
         source="made",
         lang="en",
-        messages=(Message(role="user", content=f"Tell me about {word}. {'again ' * (number % 5)}"),),
+        messages=(
+            Message(role="user", content=f"Tell me about {word}. {'again ' * (number % 5)}"),
+        ),
         target="user",
         unsafe=unsafe,
         categories=categories,
