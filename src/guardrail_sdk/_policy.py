@@ -72,7 +72,9 @@ class Policy(BaseModel):
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise ConfigError(f"{path} is not a readable YAML file ({type(error).__name__}).") from error
+            raise ConfigError(
+                f"{path} is not a readable YAML file ({type(error).__name__})."
+            ) from error
         try:
             return cls.model_validate({} if data is None else data)
         except ValidationError as error:
@@ -109,7 +111,10 @@ def decide(verdict: Verdict, policy: Policy) -> Decision:
     if verdict.unsafe_probability < threshold:
         return Decision(action=Action.ALLOW, category=None, reason="Judged safe.")
     category, action = max(
-        ((hazard, policy.rule(hazard, verdict.stage).action) for hazard in _hazards(verdict, policy)),
+        (
+            (hazard, policy.rule(hazard, verdict.stage).action)
+            for hazard in _hazards(verdict, policy)
+        ),
         key=lambda pair: (pair[1].severity, verdict.categories[pair[0]]),
     )
     who = "user" if verdict.stage == "input" else "assistant"

@@ -129,7 +129,9 @@ LLAMA_GUARD_1B_CATEGORIES: tuple[Category, ...] = tuple(Category)[:13]
 """What Llama Guard 3-1B was trained on; the 8B model knows S14, too."""
 
 _TURN = re.compile(r"(?m)^([^\S\n]*)(User|Agent)(?=[^\S\n]*:)")
-_FENCE = re.compile(r"<(?=(?:BEGIN|END) (?:CONVERSATION|UNSAFE CONTENT CATEGORIES)>)", re.IGNORECASE)
+_FENCE = re.compile(
+    r"<(?=(?:BEGIN|END) (?:CONVERSATION|UNSAFE CONTENT CATEGORIES)>)", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True)
