@@ -26,7 +26,7 @@ def verdict(
 ) -> Verdict:
     return Verdict(
         unsafe_probability=probability,
-        categories=dict.fromkeys(Category, 0.0) | scores,
+        categories={**dict.fromkeys(Category, 0.0), **scores},
         stage=stage,
         role="user" if stage == "input" else "assistant",
         message_index=0,
@@ -72,9 +72,19 @@ CASES = {
         ALLOW,
         None,
     ),
-    "policy lowers the threshold": (verdict(0.1, {S1: 0.9}), Policy(input_threshold=0.1), BLOCK, S1),
+    "policy lowers the threshold": (
+        verdict(0.1, {S1: 0.9}),
+        Policy(input_threshold=0.1),
+        BLOCK,
+        S1,
+    ),
     "a threshold of zero counts": (verdict(0.0, {S1: 0.1}), Policy(input_threshold=0.0), BLOCK, S1),
-    "another stage's threshold": (verdict(0.4, {S1: 0.9}), Policy(output_threshold=0.1), ALLOW, None),
+    "another stage's threshold": (
+        verdict(0.4, {S1: 0.9}),
+        Policy(output_threshold=0.1),
+        ALLOW,
+        None,
+    ),
     "output threshold": (
         verdict(0.4, {S1: 0.9}, stage="output"),
         Policy(output_threshold=0.1),

@@ -52,8 +52,11 @@ class Emit:
 
 
 class Stopped(BaseException):
-    """Thrown into a flow whose consumer wants no more items: in place of `GeneratorExit`, which
-    would forbid the flow to yield the effect that closes its source."""
+    """Thrown into a flow whose consumer wants no more items.
+
+    It stands for `GeneratorExit`, which would forbid the flow to yield the effect that closes its
+    source.
+    """
 
 
 Effect = Ask | Call | Emit
