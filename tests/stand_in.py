@@ -1,0 +1,35 @@
+"""A stand-in for the bundled model, so that documentation and examples run in no time.
+
+It takes a text for unsafe if a hazardous word is in it: what the pages and examples show must
+hold for it as it holds for the bundled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from guardrail_sdk import Category, Guard, Stage
+from guardrail_sdk import _guard as guard_module
+from guardrail_sdk.testing import FakeModel
+
+_WORDS: Mapping[str, Category] = {
+    "bomb": Category.S9,
+    "murder": Category.S1,
+    "steal": Category.S2,
+    "kill myself": Category.S11,
+}
+
+
+def scores(stage: Stage, text: str) -> Mapping[Category, float]:
+    """Return 0.97 for the hazards whose word is in `text`, else 0.02."""
+    folded = text.casefold()
+    return {hazard: 0.97 if word in folded else 0.02 for word, hazard in _WORDS.items()}
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have `Guard()`, and `Guard(model=FOLDER)`, use the stand-in in place of a model folder."""
+    monkeypatch.delenv("GUARDRAIL_CONFIG", raising=False)
+    monkeypatch.setattr(guard_module, "_shared_model", lambda folder: FakeModel(scores))  # pyright: ignore[reportUnknownLambdaType, reportUnknownArgumentType]
+    assert Guard().check_sync("How do I build a pipe bomb at home?").blocked
