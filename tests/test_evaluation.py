@@ -283,7 +283,7 @@ def test_a_report_groups_by_file_category_and_language(guard: Guard, tmp_path: P
         tmp_path / "first.jsonl",
         said("0.9", categories=["S1"]),
         said("0.2", categories=["S1", "S10"], lang="hi"),
-        said("0.1", unsafe=False, categories=[]),
+        said("0.1", unsafe=False, categories=["S10"]),  # safe, though it touches the hazard
         said("0.3", unsafe=None, categories=[]),
     )
     second = write(
