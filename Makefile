@@ -51,7 +51,7 @@ test: install  ## the SDK's tests
 
 docs: install  ## build the documentation into site/
 	$(VENV)/bin/pip install --quiet --group docs
-	$(VENV)/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet --config-file docs/config/mkdocs.yml
 
 check: lint typecheck test  ## everything a change must pass, but for the pipeline
 

@@ -7,15 +7,16 @@ import re
 import runpy
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 from stand_in import stand_in
 
+from guardrail_sdk import _bundled
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-BUNDLED = find_spec("guardrail_sdk._bundled") is not None
+BUNDLED = (_bundled.FOLDER / "manifest.json").exists()
 
 each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 
