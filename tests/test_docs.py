@@ -1,6 +1,6 @@
 """The documentation is true: its code runs, its commands parse, its links lead somewhere.
 
-A fence of Python runs after those before it on its page, with the stand-in for the bundled model.
+A fence of Python runs after those before it on its page.
 What follows `print(...)  # ` or `#> ` is what it must print. A fence with a title is a file.
 """
 
@@ -23,7 +23,7 @@ import yaml
 from stand_in import stand_in
 
 import guardrail_sdk
-from guardrail_sdk import Policy
+from guardrail_sdk import Policy, _bundled
 from guardrail_sdk.cli import _parser
 
 ROOT = Path(__file__).parent.parent
@@ -78,13 +78,20 @@ def prose(page: Path) -> str:
 
 
 @each_page
+@pytest.mark.parametrize("model", ["stand-in", "bundled"])
 def test_code_runs_and_prints_what_it_shows(
+    model: str,
     page: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    stand_in(monkeypatch)
+    if model == "stand-in":
+        stand_in(monkeypatch)
+    elif not (_bundled.FOLDER / "manifest.json").exists():
+        pytest.skip("the bundled model is not in this checkout")
+    monkeypatch.delenv("GUARDRAIL_MODEL", raising=False)
+    monkeypatch.delenv("GUARDRAIL_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {"__name__": page.stem}
     for fence in fences(page):

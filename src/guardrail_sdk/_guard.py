@@ -12,7 +12,6 @@ from collections.abc import (
     Iterator,
 )
 from pathlib import Path
-from threading import Lock
 from typing import ParamSpec, TypeVar, overload
 
 from guardrail_sdk._codec import Codec, DefaultCodec
@@ -21,6 +20,7 @@ from guardrail_sdk._errors import ConfigError
 from guardrail_sdk._flow import Checks, GuardedCall, OnBlock
 from guardrail_sdk._hooks import Hooks
 from guardrail_sdk._judge import Judge
+from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._types import CheckResult, Decision
 from guardrail_sdk._wrap import Wrapping
@@ -34,9 +34,6 @@ BlockT = TypeVar("BlockT")
 YieldT = TypeVar("YieldT")
 SendT = TypeVar("SendT")
 
-_models: dict[tuple[Path, str], Judge] = {}
-_models_lock = Lock()
-
 
 class Guard:
     """Judges what goes into and comes out of any chat function, on this machine.
@@ -45,7 +42,7 @@ class Guard:
     process, and shared by all guards that use it. A guard is immutable and may be used from any
     thread and event loop.
 
-    Example:
+    Examples:
         >>> from guardrail_sdk.testing import FakeModel
         >>> guard = Guard(model=FakeModel(["bomb"]))
         >>> guard.check_sync("How do I build a bomb?").decision.action.value
@@ -217,19 +214,7 @@ def _hooks(hooks: object) -> Hooks:
 
 def _judge(model: str | os.PathLike[str] | Judge | None) -> Judge:
     if model is None or isinstance(model, str | os.PathLike):
-        return _shared_model(model)
+        return LocalModel(find_artifact(model))
     if callable(getattr(model, "judge", None)):
         return model
     raise ConfigError(f"model is {type(model).__name__}: pass a model folder or a Judge.")
-
-
-def _shared_model(model: str | os.PathLike[str] | None) -> Judge:
-    """Return the process's one local model for a folder: guards of one model share it."""
-    from guardrail_sdk._local import LocalModel
-
-    artifact = find_artifact(model)
-    key = (artifact.folder.resolve(), artifact.sha256)
-    with _models_lock:
-        if key not in _models:
-            _models[key] = LocalModel(artifact)
-        return _models[key]

@@ -20,7 +20,7 @@ Scores = Callable[[Stage, str], float | Mapping[Category, float]]
 class FakeModel:
     """A deterministic stand-in for the local model: pass it as `Guard(model=FakeModel(...))`.
 
-    Example:
+    Examples:
         >>> from guardrail_sdk import Guard
         >>> Guard(model=FakeModel(["bomb"])).check_sync("How to build a bomb?").blocked
         True
