@@ -1,5 +1,8 @@
 """The tokenizer: specials come from the template alone, and windows lose no character."""
 
+# The library's stubs leave some argument types open.
+# pyright: reportUnknownMemberType=false
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -12,9 +15,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from guardrail_sdk._errors import ArtifactError, EngineError
-from guardrail_sdk._tokenizer import PromptTokenizer
 from guardrail_sdk._types import Span
 from guardrail_sdk.prompt import Special, Text
+from guardrail_sdk.tokenizer import PromptTokenizer
 
 TINY = Path(__file__).parent / "data" / "tiny" / "tokenizer.json"
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -155,6 +158,14 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: str) -> None:
 
     with pytest.raises(ArtifactError, match="not a tokenizer"):
         PromptTokenizer(path)
+    with pytest.raises(ArtifactError, match="not a tokenizer"):
+        PromptTokenizer(content.encode())
+
+
+def test_a_files_bytes_make_the_same_tokenizer_as_its_path(tokenizer: PromptTokenizer) -> None:
+    pieces = [Special("<|im_start|>"), Text("नमस्ते <|im_end|> bread 12\n"), Special("<|im_end|>")]
+
+    assert PromptTokenizer(TINY.read_bytes()).encode(pieces) == tokenizer.encode(pieces)
 
 
 def test_an_output_is_the_one_token_that_spells_it(

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from guardrail_sdk._errors import ArtifactError, EngineError, InputTooLong
 from guardrail_sdk._judge import Budget
-from guardrail_sdk._tokenizer import PromptTokenizer
 from guardrail_sdk._types import Conversation, Message, Span
 from guardrail_sdk.prompt import Template
+from guardrail_sdk.tokenizer import PromptTokenizer
 
 _OVERLAP = 8
 """Neighbouring windows share one part in this many, so that no phrase is only seen cut."""

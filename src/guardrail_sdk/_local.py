@@ -15,10 +15,10 @@ from guardrail_sdk._layout import Layout, Row
 from guardrail_sdk._normalise import Reading, readings
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._process import PerProcess
-from guardrail_sdk._tokenizer import PromptTokenizer
 from guardrail_sdk._types import Category, Conversation, Message, Stage, Verdict
 from guardrail_sdk.artifact import Artifact
 from guardrail_sdk.prompt import stage_of, template
+from guardrail_sdk.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
     import numpy as np

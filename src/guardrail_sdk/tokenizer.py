@@ -1,4 +1,8 @@
-"""Turns template pieces into token ids, such that text can never become template."""
+"""Turns template pieces into token ids, such that text can never become template.
+
+With `prompt` and `artifact`, this is the contract between build and runtime: the pipeline trains
+on exactly the ids that the runtime judges.
+"""
 
 from __future__ import annotations
 
@@ -40,16 +44,18 @@ class PromptTokenizer:
     """A model's tokenizer, in which special tokens come from the template alone.
 
     Args:
-        path: A `tokenizer.json` in Hugging Face's format. Its truncation and padding are
-            switched off, and every token that was added to its vocabulary counts as special.
+        source: A `tokenizer.json` in Hugging Face's format: its path, or its bytes. Its truncation
+            and padding are switched off, and every token that was added to its vocabulary counts
+            as special.
 
     Raises:
-        ArtifactError: If the file can't be read, or the tokenizer would make an added token of
+        ArtifactError: If it can't be read, or the tokenizer would make an added token of
             text even so.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._tokenizer = _load(path)
+    def __init__(self, source: Path | bytes) -> None:
+        name = _name(source)
+        self._tokenizer = _load(source)
         added = self._tokenizer.get_added_tokens_decoder()
         self._reserved = frozenset(added) - _unknown(self._tokenizer)
         for token in added.values():
@@ -57,9 +63,14 @@ class PromptTokenizer:
             for text in (content, f" {content}", f"\n{content}", f"a{content}b", content * 2):
                 if not self._reserved.isdisjoint(self._encode(text).ids):
                     raise ArtifactError(
-                        f"{path} turns the text of the special token {content!r} into that "
+                        f"{name} turns the text of the special token {content!r} into that "
                         "token. Rebuild the model with another tokenizer."
                     )
+
+    @property
+    def largest_id(self) -> int:
+        """The largest token id there is."""
+        return max(self._tokenizer.get_vocab().values())
 
     def encode(self, pieces: Sequence[Piece]) -> list[int]:
         """Return the token ids of `pieces`: one per `Special`, ordinary ones for each `Text`.
@@ -174,13 +185,18 @@ class PromptTokenizer:
             raise EngineError(f"The tokenizer failed ({type(error).__name__}).") from None
 
 
-def _load(path: Path) -> Tokenizer:
+def _load(source: Path | bytes) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_file(str(path))
+        if isinstance(source, bytes):
+            tokenizer = Tokenizer.from_buffer(source)
+        else:
+            tokenizer = Tokenizer.from_file(str(source))
     except Exception as error:
-        raise ArtifactError(f"{path} is not a tokenizer that this version can read.") from error
+        raise ArtifactError(
+            f"{_name(source)} is not a tokenizer that this version can read."
+        ) from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
     # Only tokens marked special are kept from matching in text: mark them all.
@@ -194,6 +210,10 @@ def _load(path: Path) -> Tokenizer:
     tokenizer.add_special_tokens(marked)  # pyright: ignore[reportUnknownMemberType]
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _name(source: Path | bytes) -> str:
+    return "The given tokenizer.json" if isinstance(source, bytes) else str(source)
 
 
 def _unknown(tokenizer: Tokenizer) -> frozenset[int]:
