@@ -212,12 +212,13 @@ def _plain(word: str) -> str:
     return word
 
 
-_SEPARATOR = r"[ \xa0\u2000-\u200a\u2010-\u2015\u2022\u202f\u3000.\-_*\xb7~]"
+_SPACE = r"[ \xa0\u2000-\u200a\u202f\u3000]"
+_SEPARATOR = r"[.\-_*~\xb7\u2010-\u2015\u2022]"
 _LATIN = r"[A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f]"
 _OTHER = r"[\u0370-\u03ff\u0400-\u052f]"
 _SPACED = re.compile(
-    rf"(?<!\w)(?:{_LATIN}({_SEPARATOR}){_LATIN}(?:\1{_LATIN})*"
-    rf"|{_OTHER}({_SEPARATOR}){_OTHER}(?:\2{_OTHER}){{3,}})(?!\w)"
+    rf"(?<!\w)(?:{_LATIN}(?:({_SPACE}){_LATIN}(?:\1{_LATIN})+|({_SEPARATOR}){_LATIN}(?:\2{_LATIN})*)"
+    rf"|{_OTHER}({_SPACE}|{_SEPARATOR}){_OTHER}(?:\3{_OTHER}){{3,}})(?!\w)"
 )
 _SPACED_WORD = 7
 """The length of four letters with separators: shorter runs alone are taken for initials."""
@@ -226,18 +227,14 @@ _SPACED_WORD = 7
 def _spaced(text: str) -> list[Edit]:
     """Join words whose letters are spaced out, in texts where one of them has four or more.
 
-    Shorter words count only next to such a word, since U.S.A. is three letters, too, and two
+    Shorter words count only along with such a word, since U.S.A. is three letters, too, and two
     letters with a space between them never do. Cyrillic and Greek words count from five letters
     on: Russian has words of one letter.
     """
     runs = [match.span() for match in _SPACED.finditer(text)]
     if not any(end - start >= _SPACED_WORD for start, end in runs):
         return []
-    return [
-        Edit(start, end, text[start:end:2])
-        for start, end in runs
-        if end - start > 3 or not text[start + 1].isspace()
-    ]
+    return [Edit(start, end, text[start:end:2]) for start, end in runs]
 
 
 def _replacements(text: str, pattern: re.Pattern[str], replace: Callable[[str], str]) -> list[Edit]:
