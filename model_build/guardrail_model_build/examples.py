@@ -6,13 +6,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from guardrail_model_build.bases import output_token
 from guardrail_sdk import Category
 from guardrail_sdk.evaluation import Row
-from guardrail_sdk.prompt import LlamaGuardTemplate, Piece, Special, TemplateId, template
+from guardrail_sdk.prompt import LlamaGuardTemplate, TemplateId, template
+from guardrail_sdk.tokenizer import PromptTokenizer
 
 UNKNOWN = float("nan")
 """A label that a row doesn't give; no loss is taken there."""
@@ -57,13 +56,12 @@ class Encoder:
 
     def __init__(self, template_id: TemplateId, tokenizer: bytes) -> None:
         self.template = template(template_id)
-        self._tokenizer = Tokenizer.from_buffer(tokenizer)
-        self._tokenizer.encode_special_tokens = True
+        self._tokenizer = PromptTokenizer(tokenizer)
         self._outputs = {name: index for index, name in enumerate(self.template.outputs)}
 
     def encode(self, row: Row) -> Example:
         """Return the example of `row`."""
-        prompt = self._ids(self.template.render(row.messages))
+        prompt = self._tokenizer.encode(self.template.render(row.messages))
         if isinstance(self.template, LlamaGuardTemplate):
             return self._with_answer(row, prompt)
         labels = torch.full((1, len(self._outputs)), UNKNOWN)
@@ -80,24 +78,9 @@ class Encoder:
         for position, token in enumerate(answer):
             labels[position] = 0.0
             labels[position, self._outputs[token]] = 1.0
-        fed = [self._output_id(token) for token in answer[:-1]]
+        fed = [self._tokenizer.output_id(token) for token in answer[:-1]]
         positions = range(len(prompt) - 1, len(prompt) - 1 + len(labels))
         return Example(id=row.id, ids=(*prompt, *fed), positions=tuple(positions), labels=labels)
-
-    def _output_id(self, output: str) -> int:
-        token = output_token(self._tokenizer, output)
-        if token is None:
-            raise ValueError(f"The tokenizer has no single token for the output {output!r}.")
-        return token
-
-    def _ids(self, pieces: Sequence[Piece]) -> list[int]:
-        ids: list[int] = []
-        for piece in pieces:
-            if isinstance(piece, Special):
-                ids.append(self._tokenizer.token_to_id(piece.token))
-            else:
-                ids += self._tokenizer.encode(piece.text, add_special_tokens=False).ids
-        return ids
 
 
 def llama_guard_answer(row: Row) -> list[str]:
@@ -120,12 +103,10 @@ def batches(examples: Sequence[Example], batch_tokens: int, seed: int | None) ->
         batch_tokens: Padded tokens per batch; a longer example makes a batch of its own.
         seed: Shuffles; None for a fixed order by length.
     """
-    order = list(range(len(examples)))
-    if seed is not None:
-        generator = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(examples), generator=generator).tolist()
+    shuffled = None if seed is None else torch.Generator().manual_seed(seed)
+    order = _permutation(len(examples), shuffled)
     # Sorting within large pools keeps padding small and the order still mostly random.
-    pool = 64 * 16 if seed is not None else len(order)
+    pool = len(order) if shuffled is None else 64 * 16
     groups: list[list[int]] = []
     for start in range(0, len(order), pool):
         group: list[int] = []
@@ -135,11 +116,16 @@ def batches(examples: Sequence[Example], batch_tokens: int, seed: int | None) ->
                 group = []
             group.append(index)
         groups.append(group)
-    if seed is not None:
-        shuffled = torch.randperm(len(groups), generator=generator).tolist()
-        groups = [groups[index] for index in shuffled]
-    for group in groups:
-        yield _collate(examples, group)
+    for index in _permutation(len(groups), shuffled):
+        yield _collate(examples, groups[index])
+
+
+def _permutation(count: int, shuffled: torch.Generator | None) -> list[int]:
+    """Return 0 to `count` - 1, in random order if there is a generator."""
+    if shuffled is None:
+        return list(range(count))
+    order: list[int] = torch.randperm(count, generator=shuffled).tolist()
+    return order
 
 
 def _collate(examples: Sequence[Example], group: Sequence[int]) -> Batch:
