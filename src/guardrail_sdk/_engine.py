@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # More padded tokens than this don't make a run more efficient, and a run is the least that can
 # be waited for; its memory is in proportion.
 _RUN_TOKENS: Final = 1024
+# Higher than any vocabulary's ids.
+_NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
 
 _sessions: PerProcess[tuple[Path, str], Session] = PerProcess()
@@ -65,12 +67,25 @@ class Engine:
         outputs = len(self._artifact.manifest.outputs)
         logits = np.empty((len(rows), outputs), dtype=np.float32)
         with self._running(budget) as run:
-            for batch in _batches(rows):
+            for batch in batches(rows):
                 feed = self._feed([rows[index] for index in batch])
                 last = [len(rows[index]) - 1 for index in batch]
                 found = run(["logits"], feed)[0]
                 logits[batch] = _finite(found[range(len(batch)), last])
         return logits
+
+    def knows(self, token: int) -> bool:
+        """Return whether the graph has an embedding for the token id `token`.
+
+        onnxruntime reads an id beyond a 4-bit embedding's last row as zeros, without an error.
+        """
+        logits: list[bytes] = []
+        for asked in (token, _NO_TOKEN):
+            try:
+                logits.append(self.classify([[asked]], Budget()).tobytes())
+            except EngineError:
+                return asked != token
+        return logits[0] != logits[1]
 
     def answer(
         self,
@@ -189,7 +204,7 @@ def _watch(budget: Budget, options: RunOptions, done: Event) -> None:
             return
 
 
-def _batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
     """Yield indices of rows that run together: similarly long, few enough for one run."""
     batch: list[int] = []
     for index in sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from guardrail_sdk._engine import Engine
+from guardrail_sdk._errors import ArtifactError
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._layout import Layout, Row
 from guardrail_sdk._normalise import Reading, readings
@@ -214,6 +215,11 @@ def _load(artifact: Artifact) -> _Parts:
     layout = Layout(chosen, tokenizer, most_tokens)
     engine = Engine(artifact)
     engine.load()
+    if not engine.knows(tokenizer.largest_id):
+        raise ArtifactError(
+            f"{artifact.tokenizer} has more tokens than the model, which would not see them. "
+            "Rebuild the model."
+        )
     return _Parts(layout=layout, engine=engine, output_ids=output_ids)
 
 

@@ -1,0 +1,351 @@
+"""The engine: exact logits in any batch, an end within the budget, one session per process."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import re
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from guardrail_sdk._engine import Engine, batches
+from guardrail_sdk._errors import ArtifactError, EngineError, EngineTimeout
+from guardrail_sdk._judge import Budget
+from guardrail_sdk._process import PerProcess
+from guardrail_sdk._session import Session, open_session, run_options
+from guardrail_sdk.artifact import MANIFEST, Artifact, hash_files, open_artifact
+from guardrail_sdk.tokenizer import PromptTokenizer
+
+DATA = Path(__file__).parent / "data"
+VOCABULARY = 400
+CONTEXT = 128
+
+
+@pytest.fixture(scope="module")
+def artifact() -> Artifact:
+    return open_artifact(DATA / "tiny")
+
+
+@pytest.fixture(scope="module")
+def engine(artifact: Artifact) -> Engine:
+    return Engine(artifact)
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Artifact) -> Session:
+    return open_session(artifact)
+
+
+def alone(
+    session: Session, artifact: Artifact, row: Sequence[int], output: str = "logits"
+) -> NDArray[np.float32]:
+    """Return an output for `row` alone, from a feed of the test's own."""
+    empty = np.zeros((1, artifact.manifest.kv_heads, 0, artifact.manifest.head_dim), np.float32)
+    feed: dict[str, NDArray[np.generic]] = {
+        node.name: empty for node in session.get_inputs() if node.name.startswith("past")
+    }
+    feed["input_ids"] = np.array([row], np.int64)
+    feed["attention_mask"] = np.ones((1, len(row)), np.int64)
+    return session.run([output], feed, run_options())[0]
+
+
+rows = st.lists(
+    st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=CONTEXT), min_size=1, max_size=12
+)
+
+
+@settings(max_examples=25)
+@given(rows=rows)
+def test_a_rows_logits_are_the_same_in_any_batch(
+    artifact: Artifact, session: Session, engine: Engine, rows: list[list[int]]
+) -> None:
+    logits = engine.classify(rows, Budget())
+
+    assert logits.shape == (len(rows), len(artifact.manifest.outputs))
+    assert logits.dtype == np.float32
+    pick = random.Random(len(rows)).randrange(len(rows))
+    np.testing.assert_allclose(logits[pick], alone(session, artifact, rows[pick])[0, -1], atol=2e-5)
+    np.testing.assert_allclose(logits[::-1], engine.classify(rows[::-1], Budget()), atol=2e-5)
+
+
+def test_no_rows_give_no_logits(artifact: Artifact, engine: Engine) -> None:
+    assert engine.classify([], Budget()).shape == (0, len(artifact.manifest.outputs))
+
+
+@given(lengths=st.lists(st.integers(1, 2000), max_size=60))
+def test_batches_hold_every_row_once_with_little_padding(lengths: list[int]) -> None:
+    found = list(batches([[0] * length for length in lengths]))
+
+    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
+    for batch in found:
+        longest = max(lengths[index] for index in batch)
+        assert len(batch) == 1 or len(batch) * longest <= 1024
+        assert all(lengths[index] >= 0.75 * longest for index in batch)
+
+
+def greedy(session: Session, artifact: Artifact, ids: list[int], stop: int) -> list[int]:
+    """Return the likeliest outputs after `ids`, reading everything anew for each."""
+    said: list[int] = []
+    while len(said) < 8 and (not said or said[-1] != stop):
+        logits = alone(session, artifact, [*ids, *(output + 100 for output in said)])
+        said.append(int(logits[0, -1].argmax()))
+    return said
+
+
+@pytest.mark.parametrize("ids", [[5], [1, 200, 31, 7], list(range(50, 110))], ids=len)
+def test_an_answer_with_a_cache_is_the_answer_without(
+    artifact: Artifact, session: Session, engine: Engine, ids: list[int]
+) -> None:
+    feed = [100 + index for index in range(len(artifact.manifest.outputs))]
+    endless = greedy(session, artifact, ids, stop=-1)
+    stop = endless[-1]
+
+    logits = engine.answer(ids, feed, stop, 8, Budget())
+
+    assert logits.argmax(axis=1).tolist() == greedy(session, artifact, ids, stop)
+    assert engine.answer(ids, feed, -1, 3, Budget()).argmax(axis=1).tolist() == endless[:3]
+
+
+def test_a_spent_budget_ends_the_work_before_it_begins(engine: Engine) -> None:
+    with pytest.raises(EngineTimeout):
+        engine.classify([[1]], Budget(deadline=time.monotonic() - 1))
+
+
+class Cancelled(threading.Event):
+    """Becomes true at its `after`-th question, whoever asks."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self._left = after
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left <= 0
+
+
+def test_cancelling_ends_the_work_between_runs(engine: Engine) -> None:
+    rows = [[1] * CONTEXT for _ in range(400)]
+
+    with pytest.raises(EngineTimeout, match="cancelled"):
+        engine.classify(rows, Budget(cancelled=Cancelled(after=6)))
+
+
+class CancelledInRun(threading.Event):
+    """Is true once the watching thread has asked; until then the judging thread waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._judging = threading.current_thread()
+        self._asked = threading.Event()
+        self._questions = 0
+
+    def is_set(self) -> bool:
+        if threading.current_thread() is not self._judging:
+            self._asked.set()
+            return True
+        self._questions += 1
+        if self._questions == 2:
+            assert self._asked.wait(timeout=30)
+            return False
+        return self._questions > 2
+
+
+def test_cancelling_ends_the_work_within_a_run(engine: Engine) -> None:
+    """There is one run only, so nothing but the run itself can end early."""
+    rows = [[1] * CONTEXT for _ in range(8)]
+
+    with pytest.raises(EngineTimeout, match="cancelled"):
+        engine.classify(rows, Budget(cancelled=CancelledInRun()))
+
+
+def test_the_engine_works_after_a_cancelled_run(engine: Engine) -> None:
+    with pytest.raises(EngineTimeout):
+        engine.classify([[1] * CONTEXT] * 8, Budget(cancelled=CancelledInRun()))
+
+    assert engine.classify([[1, 2, 3]], Budget()).shape[0] == 1
+
+
+def test_no_thread_is_left_behind(engine: Engine) -> None:
+    engine.classify([[1, 2]], Budget())
+
+    for thread in threading.enumerate():
+        if thread.name == "guardrail-deadline":
+            thread.join(timeout=30)
+            assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("length", [CONTEXT + 1, CONTEXT], ids=["prompt", "answer"])
+def test_tokens_beyond_the_context_are_an_error_that_tells_nothing(
+    engine: Engine, length: int
+) -> None:
+    with pytest.raises(EngineError) as caught:
+        engine.answer([77] * length, [78] * 16, -1, 4, Budget())
+
+    assert not re.search(r"\d", str(caught.value))
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+
+
+def test_the_engine_knows_the_ids_of_its_embedding(artifact: Artifact, engine: Engine) -> None:
+    tokens = PromptTokenizer(artifact.tokenizer).largest_id + 1
+
+    assert all(engine.knows(token) for token in (0, tokens // 2, tokens - 1))
+    assert not any(engine.knows(token) for token in (tokens, tokens + 1, 10**6))
+
+
+def altered(
+    folder: Path,
+    change: Callable[[Path], object] = lambda folder: None,
+    manifest: Mapping[str, object] | None = None,
+) -> Artifact:
+    """Copy the tiny model to `folder`, change its files or manifest, and seal it again."""
+    shutil.copytree(DATA / "tiny", folder, dirs_exist_ok=True)
+    change(folder)
+    path = folder / MANIFEST
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["files"] = dict(hash_files(folder, tuple(data["files"])))
+    path.write_text(json.dumps({**data, **(manifest or {})}), encoding="utf-8")
+    return open_artifact(folder)
+
+
+def test_logits_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
+    def spoil(folder: Path) -> None:
+        data = folder / "model.onnx.data"
+        data.write_bytes(b"\xff" * data.stat().st_size)
+
+    engine = Engine(altered(tmp_path, spoil))
+
+    with pytest.raises(EngineError, match="not a number"):
+        engine.classify([[1, 2, 3]], Budget())
+    with pytest.raises(EngineError, match="not a number"):
+        engine.answer([1, 2, 3], list(range(16)), 0, 4, Budget())
+
+
+@pytest.mark.parametrize("wrong", [{"layers": 3}, {"layers": 1}, {"kv_heads": 4}, {"head_dim": 8}])
+def test_a_graph_that_the_manifest_does_not_describe_is_refused(
+    tmp_path: Path, wrong: dict[str, int]
+) -> None:
+    with pytest.raises(ArtifactError, match="other inputs or outputs"):
+        Engine(altered(tmp_path, manifest=wrong)).load()
+
+
+def test_a_damaged_graph_is_refused(tmp_path: Path) -> None:
+    artifact = altered(tmp_path, lambda folder: (folder / "model.onnx").write_bytes(b"not onnx"))
+
+    with pytest.raises(ArtifactError, match="can't load"):
+        Engine(artifact).load()
+
+
+def test_weights_that_the_manifest_does_not_seal_are_refused(tmp_path: Path) -> None:
+    names = ("model.onnx", "tokenizer.json")
+    artifact = altered(tmp_path, manifest={"files": hash_files(DATA / "tiny", names)})
+
+    with pytest.raises(
+        ArtifactError, match=r"'model\.onnx\.data', which its manifest doesn't list"
+    ):
+        Engine(artifact).load()
+
+
+def test_concurrent_first_uses_open_one_session(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Artifact] = []
+
+    def counting(artifact: Artifact) -> Session:
+        opened.append(artifact)
+        return open_session(artifact)
+
+    monkeypatch.setattr("guardrail_sdk._engine.open_session", counting)
+    fresh = altered(tmp_path)
+    row = list(range(1, 60))
+
+    def classify(_: int) -> NDArray[np.float32]:
+        return Engine(fresh).classify([row], Budget())
+
+    with ThreadPoolExecutor(8) as pool:
+        logits = list(pool.map(classify, range(16)))
+
+    assert opened == [fresh]
+    expected = Engine(artifact).classify([row], Budget())
+    for found in logits:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_value_that_could_not_be_made_is_made_again() -> None:
+    values: PerProcess[str, int] = PerProcess()
+
+    with pytest.raises(ZeroDivisionError):
+        values.get("key", lambda: 1 // 0)
+
+    assert values.get("key", lambda: 7) == 7
+    assert values.get("key", lambda: 8) == 7
+
+
+forks = pytest.mark.skipif(
+    "fork" not in multiprocessing.get_all_start_methods(), reason="this system has no fork"
+)
+# What Python warns of, a fork while threads run, is what these tests are for.
+unwarned = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+
+
+def in_fork(work: Callable[[], list[float]]) -> list[float]:
+    """Return what `work` returns in a forked child."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+
+    def child(sender: Connection) -> None:
+        sender.send(work())
+
+    process = context.Process(target=child, args=(sender,), daemon=True)
+    process.start()
+    try:
+        assert receiver.poll(60), "the child gave no answer"
+        return receiver.recv()
+    finally:
+        process.kill()
+        process.join()
+
+
+@forks
+@unwarned
+def test_a_forked_child_judges_like_its_parent(engine: Engine) -> None:
+    rows = [[1, 2, 3], list(range(100))]
+    expected = engine.classify(rows, Budget())
+
+    found = in_fork(lambda: engine.classify(rows, Budget()).ravel().tolist())
+
+    np.testing.assert_allclose(found, expected.ravel(), atol=1e-6)
+
+
+@forks
+@unwarned
+def test_a_fork_while_a_value_is_made_does_not_lock_the_child() -> None:
+    values: PerProcess[str, float] = PerProcess()
+    making, finish = threading.Event(), threading.Event()
+
+    def make() -> float:
+        making.set()
+        finish.wait(timeout=60)
+        return 1.0
+
+    thread = threading.Thread(target=values.get, args=("key", make))
+    thread.start()
+    assert making.wait(timeout=60)
+    found = in_fork(lambda: [values.get("key", lambda: 2.0)])
+    finish.set()
+    thread.join()
+
+    assert found == [2.0]
+    assert values.get("key", lambda: 3.0) == 1.0
