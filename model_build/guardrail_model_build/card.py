@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
 
+from guardrail_model_build.reports import (
+    DataReport,
+    EvaluationReport,
+    FileReport,
+    PruneReport,
+    TrainingReport,
+)
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.artifact import Manifest
 
@@ -22,8 +28,6 @@ _STAGES = {
     "onnx": "INT4 ONNX, as shipped",
 }
 
-_Table = Mapping[str, Mapping[str, Mapping[str, float]]]
-
 
 def model_card(workspace: Workspace, manifest: Manifest) -> str:
     """Return the card of a packed model, in Markdown."""
@@ -38,8 +42,8 @@ def model_card(workspace: Workspace, manifest: Manifest) -> str:
 
 
 def _what(workspace: Workspace, manifest: Manifest) -> str:
-    pruned = workspace.metrics("pruned")
-    size = cast(int, pruned["parameters"])
+    size = workspace.report("pruned", PruneReport).parameters
+    block = manifest.quantisation and manifest.quantisation.block_size
     return f"""# {manifest.name} {manifest.version}
 
 A guard model: it reads a conversation and says how likely its last message is unsafe, and which
@@ -51,8 +55,8 @@ CPU with onnxruntime, through guardrail-sdk.
 | base | {manifest.provenance.base} ({manifest.provenance.base_licence}) |
 | licence of these weights | Apache-2.0 |
 | parameters | {size / 1e6:.1f} M, of which the embedding is not computed with |
-| weights | INT4, symmetric, blocks of {manifest.quantisation and manifest.quantisation.block_size}; \
-norms and the unembedding's {len(manifest.outputs)} rows float32 |
+| weights | INT4, symmetric, blocks of {block}; norms and \
+the unembedding's {len(manifest.outputs)} rows float32 |
 | activations | INT8, symmetric per row and block, quantised on the fly |
 | context | {manifest.context_length} tokens; longer texts are judged in overlapping windows |
 | template | `{manifest.template}` |
@@ -63,30 +67,34 @@ dequantised before training: the original floating-point weights were not at han
 
 def _recipe(workspace: Workspace) -> str:
     recipe = workspace.recipe
-    pruned, teacher = workspace.metrics("pruned"), workspace.metrics("teacher")
-    distilled, qat = workspace.metrics("distilled"), workspace.metrics("qat")
-    kept = cast(list[int], pruned["blocks_kept"])
+    name = recipe.name.removeprefix("guard-")
+    rows = len(workspace.checkpoint("qat").weights["lm_head.weight"])
+    pruned = workspace.report("pruned", PruneReport)
+    blocks = ", ".join(map(str, pruned.blocks_kept))
+    before, after = pruned.parameters_before / 1e6, pruned.parameters / 1e6
+    teacher, distilled, qat = (
+        workspace.report(stage, TrainingReport).tokens for stage in ("teacher", "distilled", "qat")
+    )
     return f"""## How it was made
 
-By `model_build/recipes/{recipe.name.removeprefix("guard-")}.yaml`, after *Llama Guard 3-1B-INT4*
+By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 (arXiv 2411.17713), seed {recipe.seed}:
 
-1. The unembedding was cut to {len(workspace.checkpoint("qat").weights["lm_head.weight"])} rows.
-2. The teacher is the whole base, fine-tuned on {teacher["tokens"]:,} tokens, its lowest
+1. The unembedding was cut to {rows} rows.
+2. The teacher is the whole base, fine-tuned on {teacher:,} tokens, its lowest
    {recipe.finetune.frozen_blocks} blocks and its embedding frozen.
-3. Kept were the blocks {", ".join(map(str, kept))} (by 1 - E[cos(x_in, x_out)]) and
-   {recipe.prune.mlp} MLP neurons a block (by mean l2 norm): {cast(int, pruned["parameters_before"]) / 1e6:.1f} M
-   parameters became {cast(int, pruned["parameters"]) / 1e6:.1f} M.
+3. Kept were the blocks {blocks} (by 1 - E[cos(x_in, x_out)]) and
+   {recipe.prune.mlp} MLP neurons a block (by mean l2 norm): {before:.1f} M parameters
+   became {after:.1f} M.
 4. The student learned from the labels and the teacher's logits (forward KL) on
-   {distilled["tokens"]:,} tokens in floating point, then on {qat["tokens"]:,} tokens with its forward pass
-   rounded exactly as MatMulNBits rounds at accuracy_level 4.
+   {distilled:,} tokens in floating point, then on {qat:,} tokens with its forward
+   pass rounded exactly as MatMulNBits rounds at accuracy_level 4.
 5. Those integers were packed into the ONNX file as they were."""
 
 
 def _data(workspace: Workspace, manifest: Manifest) -> str:
-    data = workspace.metrics("data")
     by_use = manifest.provenance.data_by_use
-    sources = cast(dict[str, dict[str, int]], data["sources_by_use"])
+    sources = workspace.report("data", DataReport).sources_by_use
     lines = ["## What it was trained on", ""]
     for use, heading in _HEADINGS.items():
         if use in by_use:
@@ -102,37 +110,35 @@ def _data(workspace: Workspace, manifest: Manifest) -> str:
 
 
 def _figures(workspace: Workspace, manifest: Manifest) -> str:
-    found = workspace.metrics("evaluated")
-    stages = cast(_Table, found["stages"])
+    found = workspace.report("evaluated", EvaluationReport)
     lines = [
         "## How it does",
         "",
         "Every step of the build, on the same "
-        f"{found['rows']:,} rows of the validation split. Each step is read at the threshold that",
+        f"{found.rows:,} rows of the validation split. Each step is read at the threshold that",
         "holds its own false-positive rate on safe rows at the recipe's limit.",
         "",
         "| step | judged | F1 | recall | FPR | AUPRC | verdicts that differ from the teacher's |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, sides in stages.items():
+    for name, sides in found.stages.items():
         for side, row in sides.items():
             lines.append(
-                f"| {_STAGES[name]} | {side} | {row['f1']:.3f} | {row['recall']:.3f} | "
-                f"{row['fpr']:.3f} | {row['auprc']:.3f} | {row['flips_from_teacher']:.1%} |"
+                f"| {_STAGES[name]} | {side} | {row.f1:.3f} | {row.recall:.3f} | "
+                f"{row.fpr:.3f} | {row.auprc:.3f} | {row.flips_from_teacher:.1%} |"
             )
-    drift = cast(Mapping[str, float], found["onnx_against_qat"])
+    drift = found.onnx_against_qat
     lines += [
         "",
         f"The ONNX file's verdict logits differ from the PyTorch model's by "
-        f"{drift['mean_difference']:.1e} on average, {drift['largest_difference']:.1e} at most.",
+        f"{drift.mean_difference:.1e} on average, {drift.largest_difference:.1e} at most.",
     ]
-    reports = cast(Mapping[str, Mapping[str, float]], found["evaluation"])
-    if reports:
-        lines += _public(reports, manifest)
+    if found.evaluation:
+        lines += _public(found.evaluation, manifest)
     return "\n".join(lines)
 
 
-def _public(reports: Mapping[str, Mapping[str, float]], manifest: Manifest) -> list[str]:
+def _public(reports: Mapping[str, FileReport], manifest: Manifest) -> list[str]:
     thresholds = " and ".join(
         f"{manifest.thresholds[stage].unsafe:.2f} ({stage})" for stage in manifest.thresholds
     )
@@ -144,15 +150,14 @@ def _public(reports: Mapping[str, Mapping[str, float]], manifest: Manifest) -> l
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in reports.items():
-        cells = [
-            "-" if row[key] is None else f"{row[key]:.3f}"
-            for key in ("f1", "precision", "recall", "fpr", "auprc", "always_unsafe_f1")
-        ]
-        lines.append(f"| {name} | {row['rows']:,} | {' | '.join(cells)} |")
+        figures = (row.f1, row.precision, row.recall, row.fpr, row.auprc, row.always_unsafe_f1)
+        cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+        lines.append(f"| {name} | {row.rows:,} | {' | '.join(cells)} |")
     return lines
 
 
 def _limits(workspace: Workspace) -> str:
+    longest = workspace.recipe.data.max_answer_tokens
     return f"""## Limits
 
 - It is small, and it was trained on few tokens of mostly English text. Other languages are judged
@@ -160,7 +165,7 @@ def _limits(workspace: Workspace) -> str:
 - It misses attacks and it flags harmless texts; the tables above say how often. It is one layer of
   a defence, not the whole of it.
 - Hazards with few labelled rows (S5, S6, S7, S8, S13) have weak scores of their own.
-- Answers were cut at {workspace.recipe.data.max_answer_tokens} tokens in training: what comes late in a long answer is judged in
-  windows that the model has seen less of.
+- Answers were cut at {longest} tokens in training: what comes late in a long answer is
+  judged in windows that the model has seen less of.
 - Scores are calibrated on a validation split of the training sources; on other text they are
   scores, not frequencies."""

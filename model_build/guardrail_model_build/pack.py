@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from guardrail_model_build.card import model_card
+from guardrail_model_build.reports import DataReport, EvaluationReport
 from guardrail_model_build.workspace import Metrics, Workspace
 from guardrail_sdk import Stage
 from guardrail_sdk.artifact import (
@@ -28,19 +29,13 @@ _STAGES: tuple[Stage, ...] = ("input", "output")
 
 def run(workspace: Workspace, out: Path) -> Metrics:
     """Assemble the folder that ships, with the thresholds and figures that `evaluated` found."""
-    found = workspace.metrics("evaluated")
+    found = workspace.report("evaluated", EvaluationReport)
     folder = assemble(
         workspace,
         out / workspace.recipe.name,
-        calibration={
-            stage: Calibration.model_validate(value)
-            for stage, value in found["calibration"].items()
-        },
-        thresholds={
-            stage: Thresholds.model_validate(value, strict=False)
-            for stage, value in found["thresholds"].items()
-        },
-        metrics=found,
+        calibration=found.calibration,
+        thresholds=found.thresholds,
+        metrics=workspace.metrics("evaluated"),
     )
     size = sum(path.stat().st_size for path in folder.iterdir())
     return {"folder": folder.name, "megabytes": round(size / 1e6, 1)}
@@ -64,7 +59,7 @@ def assemble(
     folder.mkdir(parents=True, exist_ok=True)
     for name in SHIPPED:
         shutil.copyfile(workspace.stage("exported") / name, folder / name)
-    data = workspace.metrics("data")
+    data = workspace.report("data", DataReport)
     manifest = Manifest(
         contract_version=1,
         name=recipe.name,
@@ -86,8 +81,8 @@ def assemble(
             base_licence=checkpoint.base_licence,
             recipe=recipe.name,
             recipe_sha256=recipe.sha256(),
-            data_sha256=data["sha256"],
-            data_by_use=data["by_use"],
+            data_sha256=data.sha256,
+            data_by_use=data.by_use,
             seed=recipe.seed,
             metrics=dict(metrics or {}),
         ),

@@ -22,7 +22,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     pruned = prune(teacher, ranks, blocks=settings.blocks, mlp=settings.mlp)
     pruned.save(out)
     return {
-        "blocks_kept": keep(ranks.blocks, settings.blocks),
+        "blocks_kept": [*keep(ranks.blocks, settings.blocks)],
         "mlp": settings.mlp,
         "parameters_before": _size(teacher),
         "parameters": _size(pruned),

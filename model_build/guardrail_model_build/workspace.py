@@ -6,13 +6,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from pydantic import JsonValue
+from pydantic import BaseModel, JsonValue
 
 from guardrail_model_build.model import Checkpoint
 from guardrail_model_build.recipe import Recipe
 
 Metrics = Mapping[str, JsonValue]
+_R = TypeVar("_R", bound=BaseModel)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +44,12 @@ class Workspace:
     def metrics(self, name: str) -> Metrics:
         """Return what a finished stage reported."""
         return json.loads((self.stage(name) / "stage.json").read_text(encoding="utf-8"))["metrics"]
+
+    def report(self, name: str, kind: type[_R]) -> _R:
+        """Return what a finished stage reported, as one of the models in `reports`.
+
+        Raises:
+            pydantic.ValidationError: If the stage reported something else.
+        """
+        # Through JSON, because strict models take enums from strings only there.
+        return kind.model_validate_json(json.dumps(self.metrics(name)))

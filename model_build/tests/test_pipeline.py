@@ -12,6 +12,7 @@ from conftest import CRUEL, KIND, tiny_recipe, write_base, write_data
 from guardrail_model_build.cli import main
 from guardrail_model_build.pipeline import STAGES, build
 from guardrail_model_build.recipe import Recipe
+from guardrail_model_build.reports import DataReport, EvaluationReport
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk import Guard
 from guardrail_sdk.artifact import open_artifact
@@ -54,31 +55,25 @@ def test_the_manifest_says_where_the_model_comes_from(built: Workspace) -> None:
     provenance = manifest.provenance
     assert provenance.recipe_sha256 == built.recipe.sha256()
     assert set(provenance.data_by_use) == {"ship", "ship-with-notice"}
-    assert provenance.data_sha256 == built.metrics("data")["sha256"]
+    assert provenance.data_sha256 == built.report("data", DataReport).sha256
 
 
 def test_every_step_is_in_one_table(built: Workspace) -> None:
-    found = built.metrics("evaluated")
-    stages = found["stages"]
-    assert isinstance(stages, dict)
-    assert list(stages) == ["teacher", "pruned", "distilled", "qat", "onnx"]
-    report = found["evaluation"]
-    assert isinstance(report, dict)
-    assert list(report) == ["secret"]
+    found = built.report("evaluated", EvaluationReport)
+    assert list(found.stages) == ["teacher", "pruned", "distilled", "qat", "onnx"]
+    assert list(found.evaluation) == ["secret"]
 
 
 def test_the_onnx_file_computes_what_training_computed(built: Workspace) -> None:
-    drift = built.metrics("evaluated")["onnx_against_qat"]
-    assert isinstance(drift, dict)
-    assert isinstance(drift["largest_difference"], float)
-    assert drift["largest_difference"] < 1e-3
+    drift = built.report("evaluated", EvaluationReport).onnx_against_qat
+    assert drift.largest_difference < 1e-3
 
 
 def test_verdicts_agree_with_the_floating_point_students(built: Workspace) -> None:
-    stages = built.metrics("evaluated")["stages"]
-    assert isinstance(stages, dict)
-    for side in ("input", "output"):
-        assert stages["onnx"][side]["auprc"] > stages["distilled"][side]["auprc"] - 0.1  # type: ignore[index]
+    stages = built.report("evaluated", EvaluationReport).stages
+    assert list(stages["onnx"]) == ["input", "output"]
+    for side, onnx in stages["onnx"].items():
+        assert onnx.auprc > stages["distilled"][side].auprc - 0.1
 
 
 def test_the_card_shows_the_data_and_the_figures(built: Workspace) -> None:
