@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -43,19 +45,14 @@ def load_base(base: Base, template_id: TemplateId, seed: int) -> Checkpoint:
     shape, weights, tokenizer = _read_gguf(base.path()) if gguf else _read_hf(base.source)
     outputs = template(template_id).outputs
     weights["lm_head.weight"] = _pruned_unembedding(weights, tokenizer, outputs, seed)
-    config = LlamaConfig(**{**_fields(shape), "outputs": len(outputs)})
     return Checkpoint(
-        config=config,
+        config=replace(shape, outputs=len(outputs)),
         weights=weights,
         tokenizer=tokenizer.to_str().encode(),
         template=template_id,
         base=base.name,
         base_licence=base.licence,
     )
-
-
-def _fields(config: LlamaConfig) -> dict[str, object]:
-    return {name: getattr(config, name) for name in config.__dataclass_fields__}
 
 
 def _pruned_unembedding(
@@ -86,7 +83,7 @@ def _read_hf(source: str) -> tuple[LlamaConfig, Weights, Tokenizer]:
 
     model = LlamaForCausalLM.from_pretrained(source, dtype=torch.float32)
     hf = model.config
-    rope = hf.rope_parameters
+    rope = cast(dict[str, Any], hf.rope_parameters)
     scaling = (
         RopeScaling(**{name: rope[name] for name in RopeScaling.__dataclass_fields__})
         if rope["rope_type"] == "llama3"
@@ -100,7 +97,7 @@ def _read_hf(source: str) -> tuple[LlamaConfig, Weights, Tokenizer]:
         mlp=hf.intermediate_size,
         layers=hf.num_hidden_layers,
         heads=hf.num_attention_heads,
-        kv_heads=hf.num_key_value_heads,
+        kv_heads=hf.num_key_value_heads or hf.num_attention_heads,
         head_dim=hf.head_dim or hf.hidden_size // hf.num_attention_heads,
         outputs=0,
         norm_eps=hf.rms_norm_eps,
@@ -199,13 +196,13 @@ _PRE_TOKENIZERS = {
 _CONTROL = 3
 
 
-def _gguf_tokenizer(about: Mapping[str, object]) -> Tokenizer:
+def _gguf_tokenizer(about: Mapping[str, Any]) -> Tokenizer:
     kind = about["tokenizer.ggml.pre"]
     if about["tokenizer.ggml.model"] != "gpt2" or kind not in _PRE_TOKENIZERS:
         raise ValueError(f"The GGUF's tokenizer {kind!r} is not one of {list(_PRE_TOKENIZERS)}.")
-    tokens: list[str] = about["tokenizer.ggml.tokens"]  # type: ignore[assignment]  # GGUF: untyped
-    merges: list[str] = about["tokenizer.ggml.merges"]  # type: ignore[assignment]
-    types: list[int] = about["tokenizer.ggml.token_type"]  # type: ignore[assignment]
+    tokens: list[str] = about["tokenizer.ggml.tokens"]
+    merges: list[str] = about["tokenizer.ggml.merges"]
+    types: list[int] = about["tokenizer.ggml.token_type"]
     tokenizer = Tokenizer(
         models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},

@@ -184,8 +184,7 @@ def _decoder(graph: _Graph, model: Llama) -> None:
     context = _context(graph, config)
     states = graph.embedding("input_ids", model.model.embed_tokens.weight, "embedding")
     skip = ""
-    for index, block in enumerate(model.model.layers):
-        assert isinstance(block, Block)
+    for index, block in enumerate(model.model.blocks):
         name = f"layers.{index}"
         gain = graph.weight(f"{name}.input_norm.gain", block.input_layernorm.weight)
         if skip:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from guardrail_model_build.data import load_split, sample
 from guardrail_model_build.examples import Encoder, Example, batches
-from guardrail_model_build.model import Llama
+from guardrail_model_build.model import Block, Llama
 from guardrail_model_build.workspace import Metrics, Workspace
 
 
@@ -58,16 +60,16 @@ def measure(model: Llama, examples: list[Example], *, batch_tokens: int = 2048) 
     norms = torch.zeros(config.layers, config.mlp, dtype=torch.float64)
     real = torch.empty(0)
 
-    def watch_block(index: int, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        similarity = F.cosine_similarity(inputs[0].float(), output.float(), dim=-1)
+    def watch_block(index: int, entering: Tensor, output: Tensor) -> None:
+        similarity = F.cosine_similarity(entering.float(), output.float(), dim=-1)
         cosines[index] += (similarity * real).sum().double()
 
-    def watch_neurons(index: int, inputs: tuple[Tensor, ...]) -> None:
-        squares = inputs[0].float().square() * real.unsqueeze(-1)
+    def watch_neurons(index: int, activations: Tensor) -> None:
+        squares = activations.float().square() * real.unsqueeze(-1)
         norms[index] += squares.sum(1).sqrt().sum(0).double()
 
-    handles: list[torch.utils.hooks.RemovableHandle] = []
-    for index, block in enumerate(model.model.layers):
+    handles: list[RemovableHandle] = []
+    for index, block in enumerate(model.model.blocks):
         handles += _watch(index, block, watch_block, watch_neurons)
     tokens = 0
     with torch.inference_mode():
@@ -84,10 +86,15 @@ def measure(model: Llama, examples: list[Example], *, batch_tokens: int = 2048) 
 
 
 def _watch(
-    index: int, block: nn.Module, on_block: object, on_neurons: object
-) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hook one block's output and what enters its down projection."""
+    index: int,
+    block: Block,
+    on_block: Callable[[int, Tensor, Tensor], None],
+    on_neurons: Callable[[int, Tensor], None],
+) -> list[RemovableHandle]:
+    """Hook what enters and leaves one block, and what enters its down projection."""
     return [
-        block.register_forward_hook(lambda _, inputs, output: on_block(index, inputs, output)),
-        block.mlp.down_proj.register_forward_pre_hook(lambda _, inputs: on_neurons(index, inputs)),
+        block.register_forward_hook(lambda _, inputs, output: on_block(index, inputs[0], output)),
+        block.mlp.down_proj.register_forward_pre_hook(
+            lambda _, inputs: on_neurons(index, inputs[0])
+        ),
     ]

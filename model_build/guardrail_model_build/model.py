@@ -11,6 +11,7 @@ import json
 import math
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -57,9 +58,9 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
         self.block: int | None = None
 
-    def forward(self, values: Tensor) -> Tensor:
-        """Return `values` [..., inputs], rounded already, times the weight."""
-        return F.linear(values, fake_weight(self.weight, self.block))
+    def forward(self, input: Tensor) -> Tensor:
+        """Return `input` [..., inputs], rounded already, times the weight."""
+        return F.linear(input, fake_weight(self.weight, self.block))
 
 
 class Attention(nn.Module):
@@ -145,6 +146,11 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.RMSNorm(config.hidden, eps=config.norm_eps)
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The decoder blocks in their order; `nn.ModuleList` itself forgets their type."""
+        return cast(list[Block], list(self.layers))
+
 
 class Llama(nn.Module):
     """A decoder with a pruned unembedding."""
@@ -177,7 +183,7 @@ class Llama(nn.Module):
         trained = torch.is_grad_enabled()
         with torch.set_grad_enabled(trained and self.frozen_blocks == 0):
             states = self.embed(input_ids)
-        for index, block in enumerate(self.model.layers):
+        for index, block in enumerate(self.model.blocks):
             with torch.set_grad_enabled(trained and index >= self.frozen_blocks):
                 states = block(states, cos, sin)
         if positions is not None:
@@ -189,7 +195,7 @@ class Llama(nn.Module):
         """Keep the embedding and the lowest `blocks` blocks as they are during training."""
         self.frozen_blocks = blocks
         self.model.embed_tokens.requires_grad_(False)
-        for index, block in enumerate(self.model.layers):
+        for index, block in enumerate(self.model.blocks):
             block.requires_grad_(index >= blocks)
 
     def round_to(self, block: int | None) -> None:

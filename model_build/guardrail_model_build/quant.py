@@ -54,8 +54,8 @@ class _FakeWeight(torch.autograd.Function):
         return _unblocks(codes.mul_(scales), weight.shape[-1])
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: object, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
 
 
 class _FakeActivation(torch.autograd.Function):
@@ -64,8 +64,8 @@ class _FakeActivation(torch.autograd.Function):
         return quantise_activation(values, block)
 
     @staticmethod
-    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
+    def backward(ctx: object, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
 
 
 def fake_weight(weight: Tensor, block: int | None) -> Tensor:

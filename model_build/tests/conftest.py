@@ -29,29 +29,39 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
         topic = (CRUEL if unsafe else KIND)[number % 8]
         question = _user(f"Tell me about {topic}, please, number {number}.")
         answer = {"role": "assistant", "content": f"Here is all about {topic}, number {number}."}
-        about = {"lang": "en", "unsafe": unsafe, "categories": ["S2"] if unsafe else []}
+        about: dict[str, object] = {
+            "lang": "en",
+            "unsafe": unsafe,
+            "categories": ["S2"] if unsafe else [],
+        }
         prompts.append(
-            {"id": f"p{number}", "source": "prompts", "messages": [question], "target": "user"}
-            | about
+            {
+                **about,
+                "id": f"p{number}",
+                "source": "prompts",
+                "messages": [question],
+                "target": "user",
+            }
         )
         answers.append(
             {
+                **about,
                 "id": f"a{number}",
                 "source": "answers",
                 "messages": [_user(f"What is there to say of {topic}, {number}?"), answer],
                 "target": "assistant",
             }
-            | about
         )
         domains.append(
             {
+                **about,
                 "id": f"d{number}",
                 "source": "domains",
                 "messages": [_user(f"Explain number {number} of {topic}.")],
                 "target": "user",
+                "unsafe": None,
+                "categories": ["S9" if unsafe else "S6"],
             }
-            | about
-            | {"unsafe": None, "categories": ["S9" if unsafe else "S6"]}
         )
     return {"prompts": prompts, "answers": answers, "domains": domains}
 

@@ -27,7 +27,7 @@ def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
 def _write_gguf(path: Path, checkpoint: Checkpoint, *, architecture: str = "llama") -> None:
     config = checkpoint.config
     tokenizer = Tokenizer.from_buffer(checkpoint.tokenizer)
-    tokens = [tokenizer.id_to_token(index) for index in range(tokenizer.get_vocab_size())]
+    tokens = [tokenizer.id_to_token(index) or "" for index in range(tokenizer.get_vocab_size())]
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(config.layers)

@@ -72,7 +72,7 @@ def _open(path: Path) -> Session:
 
 
 def _load(path: Path, *, external: bool = True) -> onnx.ModelProto:
-    return onnx.load(path, load_external_data=external)  # pyright: ignore[reportUnknownMemberType]
+    return onnx.load(path, load_external_data=external)
 
 
 def _session(model: Llama, folder: Path, block_size: int | None) -> Session:
@@ -222,7 +222,7 @@ def test_graph_holds_the_models_own_codes(tmp_path: Path) -> None:
 def test_checker_accepts_the_file(block_size: int | None, tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     export_onnx(_model(SMALL), path, block_size)
-    onnx.checker.check_model(str(path), full_check=True)  # pyright: ignore[reportUnknownMemberType]
+    onnx.checker.check_model(str(path), full_check=True)
     assert {entry.domain: entry.version for entry in _load(path).opset_import} == {
         "": OPSET,
         "com.microsoft": 1,

@@ -73,7 +73,7 @@ def test_neuron_importance_is_the_mean_l2_norm_over_examples() -> None:
     checkpoint = _checkpoint()
     model = checkpoint.model()
     seen: list[torch.Tensor] = []
-    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(
+    model.model.blocks[0].mlp.down_proj.register_forward_pre_hook(
         lambda _, inputs: seen.append(inputs[0][0].norm(dim=0))
     )
     with torch.no_grad():

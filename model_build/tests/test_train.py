@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -67,12 +68,12 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
     whole = run(tmp_path / "whole")
     step, calls = train._step, 0  # pyright: ignore[reportPrivateUsage]
 
-    def stop_at_the_eighth(*arguments: object) -> float:
+    def stop_at_the_eighth(*arguments: Any) -> float:
         nonlocal calls
         calls += 1
         if calls == 8:
             raise KeyboardInterrupt
-        return step(*arguments)  # type: ignore[arg-type]
+        return step(*arguments)
 
     monkeypatch.setattr(train, "_step", stop_at_the_eighth)
     with pytest.raises(KeyboardInterrupt):
