@@ -24,14 +24,16 @@ $(BUILD)/installed: pyproject.toml model_build/pyproject.toml
 	$(PYTHON) -m venv $(BUILD)
 	$(BUILD)/bin/pip install --quiet --upgrade "pip>=25.1"
 	$(BUILD)/bin/pip install --quiet torch==2.13.0
-	$(BUILD)/bin/pip install --quiet --editable . --editable model_build --group dev
+	$(BUILD)/bin/pip install --quiet --editable . --editable model_build \
+		--group dev --group model_build/pyproject.toml:test
 	touch $@
 
 $(OPTIMUM)/installed: pyproject.toml model_build/pyproject.toml
 	$(PYTHON) -m venv $(OPTIMUM)
 	$(OPTIMUM)/bin/pip install --quiet --upgrade "pip>=25.1"
 	$(OPTIMUM)/bin/pip install --quiet torch==2.13.0
-	$(OPTIMUM)/bin/pip install --quiet --editable . --editable "model_build[optimum]" pytest
+	$(OPTIMUM)/bin/pip install --quiet --editable . --editable "model_build[optimum]" \
+		--group model_build/pyproject.toml:test
 	touch $@
 
 format: install  ## rewrite the sources in the house format
