@@ -1,6 +1,6 @@
 """What the readings of a text say, and that ordinary text has one only."""
 
-# ruff: noqa: RUF001 (look-alikes are the subject)
+
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ ORDINARY = {
     "path": "/usr/local/lib/python3.11/site-packages/guardrail_sdk/_normalise.py",
     "numbers": "4111 1111 1111 1111, 12 34 56 78 90 12 34 56 78",
     "german": "Die Straße ist so schön grün und jung; das heißt ab morgen va banque.",
+    "long french word": "Ces faits sont circonstancielles.",
     "french": "« Où est l’élève\xa0? » — «\u202fÀ Nîmes, le 1ᵉ mai\u202f»",
     "turkish": "Işığı kapatıp ılık çay içtik, İstanbul’da.",
     "polish": "Zażółć gęślą jaźń na wozie, a na polu nie ma nikogo.",
@@ -360,6 +361,7 @@ def test_words_in_fancy_alphabets_are_recovered(text: str, alphabet: int) -> Non
 
 @given(st.text(st.characters(categories=("L", "N", "P", "S")), min_size=16, max_size=99))
 def test_printable_text_survives_base64_and_hex(secret: str) -> None:
+    secret = f"Read this: {secret}"
     data = secret.encode()
     for alphabet in (base64.b64encode, base64.urlsafe_b64encode):
         assert _decode.base64_edits(alphabet(data).decode())[0].text == secret

@@ -72,9 +72,9 @@ class _Onnxruntime(Protocol):
 
     GraphOptimizationLevel: _OptimisationLevels
 
-    def SessionOptions(self) -> _SessionOptions: ...  # noqa: N802 - a class of the module
-    def RunOptions(self) -> RunOptions: ...  # noqa: N802 - a class of the module
-    def InferenceSession(  # noqa: N802 - a class of the module
+    def SessionOptions(self) -> _SessionOptions: ...
+    def RunOptions(self) -> RunOptions: ...
+    def InferenceSession(
         self, path: str, sess_options: _SessionOptions, *, providers: Sequence[str]
     ) -> Session: ...
 
