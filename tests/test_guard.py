@@ -304,6 +304,21 @@ def test_a_hook_may_only_be_stricter(policy_action: Action, change: Action) -> N
         assert guard.check_sync("a bomb").decision == decision(change)
 
 
+def test_a_hooks_decision_may_name_its_action() -> None:
+    block = Decision(action="block", category=None, reason="by name")  # type: ignore[arg-type]
+    hooks = Hooks(after_input=lambda event, result: block)
+
+    assert Guard(model=FakeModel(), hooks=hooks).check_sync("hi").blocked
+
+
+def test_a_hooks_decision_of_no_known_action_is_refused() -> None:
+    stop = Decision(action="stop", category=None, reason="by name")  # type: ignore[arg-type]
+    hooks = Hooks(after_input=lambda event, result: stop)
+
+    with pytest.raises(ConfigError, match="no known Action"):
+        Guard(model=FakeModel(), hooks=hooks).check_sync("hi")
+
+
 def test_a_hook_that_returns_something_else_is_refused() -> None:
     hooks = Hooks(after_input=lambda event, result: True)  # type: ignore[arg-type,return-value]
 

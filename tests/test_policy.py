@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,12 @@ CASES = {
         rules(S6=FLAG),
         FLAG,
         S6,
+    ),
+    "a judge that knows no hazards": (
+        replace(verdict(0.9, {}), categories={}),
+        rules(S2=ALLOW),
+        BLOCK,
+        None,
     ),
     "a probability that is no number": (verdict(float("nan"), {S1: 0.9}), Policy(), BLOCK, S1),
 }

@@ -142,7 +142,7 @@ def test_after_a_redacted_window_nothing_of_it_is_judged_again() -> None:
     assert (second.judged, second.start) == ("public", 6)
 
 
-@pytest.mark.parametrize("end", list(".!?…\n。！？؟۔।॥។"))  # noqa: RUF001 - they are what is tested
+@pytest.mark.parametrize("end", list(".!?…\n。！？؟۔।॥។"))
 def test_sentences_end_in_many_scripts(end: str) -> None:
     window: StreamWindow[str] = StreamWindow(min_chars=5, max_chars=100)
 

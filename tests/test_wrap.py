@@ -13,6 +13,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from threading import get_ident
 from typing import cast
 
 import anyio
@@ -360,6 +361,45 @@ async def test_a_plain_function_that_returns_a_coroutine_of_a_stream_is_guarded(
     assert [c async for c in await guarded("hi", answer="fine")] == [*"fine"]
     with pytest.raises(Blocked):
         [c async for c in await guarded("hi", answer="bomb")]
+
+
+def decorated(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitable[str]]:
+    """Hide an async function behind a plain one, as client libraries' decorators do."""
+
+    @functools.wraps(function)
+    def wrapper(*args: object, **kwargs: object) -> Awaitable[str]:
+        return function(*args, **kwargs)
+
+    return wrapper
+
+
+@both
+@pytest.mark.anyio
+async def test_a_decorated_async_function_is_judged_off_the_event_loop() -> None:
+    threads: list[int] = []
+
+    def scores(stage: str, text: str) -> float:
+        threads.append(get_ident())
+        return float("bomb" in text)
+
+    guarded = Guard(model=FakeModel(scores)).wrap(decorated(coroutine))
+
+    assert not inspect.iscoroutinefunction(guarded)
+    assert await guarded("hi") == "fine"
+    with pytest.raises(Blocked):
+        await guarded("a bomb")
+    assert get_ident() not in threads
+
+
+def test_a_decorated_async_function_is_guarded_without_an_event_loop() -> None:
+    guarded = guard.wrap(decorated(coroutine))
+
+    async def run(pending: Awaitable[str]) -> str:
+        return await pending
+
+    assert anyio.run(run, guarded("hi")) == "fine"
+    with pytest.raises(Blocked):
+        guarded("a bomb")
 
 
 @pytest.mark.asyncio

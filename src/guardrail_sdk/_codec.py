@@ -53,8 +53,9 @@ class DefaultCodec:
 
     Input is the one argument that holds messages: a string, a list of messages, one message or a
     LangChain prompt value, passed by position or as `messages`, `prompt` or `input`. If two
-    arguments could be it, that is an error, too: pass the other one by its own keyword. Output
-    is a string, a message, or an OpenAI-like completion or chunk.
+    arguments could be it, that is an error, too: pass the other one by its own keyword. Keyword
+    arguments of other names are not judged. Output is a string, a message, or an OpenAI-like
+    completion or chunk.
     """
 
     def read_input(self, args: Args, kwargs: Kwargs) -> list[Message]:
@@ -125,7 +126,8 @@ def _prompt_messages(value: object) -> object:
     if isinstance(value, type):
         return None
     convert = getattr(value, "to_messages", None)
-    return cast("Callable[[], object]", convert)() if callable(convert) else None
+    messages = cast("Callable[[], object]", convert)() if callable(convert) else None
+    return messages if items(messages) is not None else None
 
 
 def _with_prompt_messages(value: object, messages: object) -> object:

@@ -11,7 +11,7 @@ from typing import Final, TypeVar, cast
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, current_token
 
 from guardrail_sdk._errors import ConfigError, EngineTimeout
 from guardrail_sdk._flow import Ask, Effect, Emit, Ended, Flow, Stopped
@@ -140,6 +140,15 @@ class Driver:
             raise EngineTimeout("No verdict within the policy's deadline_ms, waiting included.")
         finally:
             budget.cancelled.set()
+
+
+def in_event_loop() -> bool:
+    """Return whether this thread runs an event loop now."""
+    try:
+        current_token()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _only_call(effect: Effect) -> Callable[[], object]:

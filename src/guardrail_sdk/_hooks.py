@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guardrail_sdk._errors import ConfigError
 from guardrail_sdk._types import Action, CheckResult, Conversation, Decision, Stage
@@ -81,9 +81,13 @@ def stricter(decision: Decision, change: object, name: str) -> Decision:
         raise ConfigError(
             f"The hook {name} returned {type(change).__name__}: return a Decision or None."
         )
-    if Action(change.action).severity < decision.action.severity:
+    try:
+        action = Action(change.action)  # from its name, too: `.blocked` compares by identity
+    except ValueError:
+        raise ConfigError(f"The hook {name} returned a Decision of no known Action.") from None
+    if action.severity < decision.action.severity:
         raise ConfigError(
-            f"The hook {name} returned {change.action!s} where the policy says "
-            f"{decision.action!s}: a hook may only be stricter. Change the policy to be milder."
+            f"The hook {name} returned {action} where the policy says {decision.action}: a hook "
+            "may only be stricter. Change the policy to be milder."
         )
-    return change
+    return replace(change, action=action)

@@ -110,6 +110,13 @@ def decide(verdict: Verdict, policy: Policy) -> Decision:
     threshold = _or(policy.unsafe_threshold(verdict.stage), verdict.threshold)
     if verdict.unsafe_probability < threshold:
         return Decision(action=Action.ALLOW, category=None, reason="Judged safe.")
+    who = "user" if verdict.stage == "input" else "assistant"
+    reason = (
+        f"The {who}'s message was judged unsafe (P = {verdict.unsafe_probability:.2f}, threshold "
+        f"{threshold:.2f})"
+    )
+    if not verdict.categories:  # a judge that knows no hazards: no rule can make it milder
+        return Decision(action=Action.BLOCK, category=None, reason=f"{reason}.")
     category, action = max(
         (
             (hazard, policy.rule(hazard, verdict.stage).action)
@@ -117,11 +124,7 @@ def decide(verdict: Verdict, policy: Policy) -> Decision:
         ),
         key=lambda pair: (pair[1].severity, verdict.categories[pair[0]]),
     )
-    who = "user" if verdict.stage == "input" else "assistant"
-    reason = (
-        f"The {who}'s message was judged unsafe (P = {verdict.unsafe_probability:.2f}, threshold "
-        f"{threshold:.2f}): {category} {category.label}; the policy's action is {action}."
-    )
+    reason = f"{reason}: {category} {category.label}; the policy's action is {action}."
     return Decision(action=action, category=category, reason=reason)
 
 

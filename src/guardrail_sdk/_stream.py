@@ -16,7 +16,7 @@ MAX_CHARS: Final = 320
 TAIL_CHARS: Final = 320
 
 # Latin, ellipsis, CJK, Arabic and Urdu, Devanagari, Armenian, Ethiopic, Burmese, Khmer, Tibetan.
-_SENTENCE_ENDS: Final = frozenset(".!?…\n\u2028\u2029。！？｡．؟۔।॥։።፧၊။។៕།")  # noqa: RUF001
+_SENTENCE_ENDS: Final = frozenset(".!?…\n\u2028\u2029。！？｡．؟۔।॥։።፧၊။។៕།")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from guardrail_sdk._drive import AsyncSource, Driver, SyncSource
+from guardrail_sdk._drive import AsyncSource, Driver, SyncSource, in_event_loop
 from guardrail_sdk._errors import ConfigError
 from guardrail_sdk._flow import Flow, GuardedCall, Live
 from guardrail_sdk._types import Conversation
@@ -42,7 +42,7 @@ class Wrapping:
     def build(self) -> Callable[..., object]:
         """Return the guarded function, of the same kind, name and signature."""
         kind = kind_of(self.chat_fn)
-        if kind in ("sync", "generator"):
+        if kind == "generator" or (kind == "sync" and not self._hides_coroutine()):
             self.call.checks.hooks.require_sync()
         wrapper = {
             "sync": self._sync,
@@ -56,11 +56,25 @@ class Wrapping:
         return functools.wraps(self.chat_fn, updated=())(wrapper)
 
     def _sync(self) -> Callable[..., object]:
+        hides_coroutine = self._hides_coroutine()
+
         def wrapper(*args: object, **kwargs: object) -> object:
+            if hides_coroutine and in_event_loop():
+                return later(*args, **kwargs)
+            self.call.checks.hooks.require_sync()
             result = self.driver.run(self.call.converse(self.chat_fn, args, kwargs))
             return self._adopt(result) if isinstance(result, Live) else result
 
+        later = self._async()
         return wrapper
+
+    def _hides_coroutine(self) -> bool:
+        """Return whether an async function hides behind a plain decorator of it.
+
+        The methods of async client libraries often do. On an event loop they are judged as what
+        they are, so that judging doesn't hold the loop up.
+        """
+        return inspect.iscoroutinefunction(inspect.unwrap(self.chat_fn))
 
     def _async(self) -> Callable[..., object]:
         async def wrapper(*args: object, **kwargs: object) -> object:
