@@ -80,15 +80,19 @@ def test_an_unknown_contract_version_is_refused(folder: Path, version: object) -
         open_artifact(folder)
 
 
-def hugging_face(folder: Path) -> None:
+def no_manifest(folder: Path) -> None:
     (folder / MANIFEST).unlink()
+
+
+def hugging_face(folder: Path) -> None:
+    no_manifest(folder)
     (folder / "config.json").write_text('{"model_type": "llama"}', encoding="utf-8")
 
 
 @pytest.mark.parametrize(
     "make",
-    [hugging_face, shutil.rmtree, lambda folder: (folder / MANIFEST).unlink()],
-    ids=["hugging-face", "absent", "no-manifest"],
+    [hugging_face, no_manifest, shutil.rmtree],
+    ids=["hugging-face", "no-manifest", "absent"],
 )
 def test_a_folder_of_another_kind_is_refused(folder: Path, make: Callable[[Path], None]) -> None:
     make(folder)
