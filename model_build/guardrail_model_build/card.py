@@ -15,9 +15,9 @@ from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.artifact import Manifest
 
 _HEADINGS = {
-    "ship": "Under licences that allow any use",
-    "ship-with-notice": "Ship with notice: the data's licence is permissive, but texts or labels "
-    "were written by models whose providers' terms may reach them",
+    "ship": "Licences under which weights trained on the data may be shipped",
+    "ship-with-notice": "Ship with notice: the licence is permissive, but texts or labels were "
+    "written by models whose providers' terms may reach them",
     "own": "Written by this project",
 }
 _STAGES = {
@@ -94,19 +94,21 @@ By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 
 def _data(workspace: Workspace, manifest: Manifest) -> str:
     by_use = manifest.provenance.data_by_use
-    sources = workspace.report("data", DataReport).sources_by_use
+    data = workspace.report("data", DataReport)
     lines = ["## What it was trained on", ""]
     for use, heading in _HEADINGS.items():
-        if use in by_use:
-            named = ", ".join(f"{name} ({count})" for name, count in sources[use].items())
-            lines += [f"{heading} ({by_use[use]:,} rows): {named}.", ""]
-    return "\n".join(
-        [
-            *lines,
-            "Nothing else was used: no row of a benchmark's test set, and no",
-            "row whose licence forbids commercial use.",
-        ]
-    )
+        if use not in by_use:
+            continue
+        lines += [f"{heading} ({by_use[use]:,} rows):", ""]
+        lines += ["| source | rows | licence |", "| --- | --- | --- |"]
+        for name, count in data.sources_by_use[use].items():
+            lines.append(f"| {name} | {count:,} | {data.licences[name]} |")
+        lines.append("")
+    closing = [
+        "Nothing else was used: no row of a benchmark's test set, and no row whose licence forbids",
+        "commercial use.",
+    ]
+    return "\n".join([*lines, *closing])
 
 
 def _figures(workspace: Workspace, manifest: Manifest) -> str:

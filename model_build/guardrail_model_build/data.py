@@ -68,6 +68,10 @@ def run(workspace: Workspace, out: Path) -> Metrics:
             )
             for use in recipe.data.uses
         },
+        "licences": {
+            name: about[name].get("licence", "not stated")
+            for name in sorted({row.source for row in training})
+        },
         "by_label": dict(Counter(f"{row.target} {row.unsafe}" for row in training)),
         "sha256": digest.hexdigest(),
     }

@@ -21,6 +21,9 @@ class DataReport(_Report):
     by_use: dict[str, int]
     """Training rows by licence class."""
     sources_by_use: dict[str, dict[str, int]]
+    """Training rows by licence class and file."""
+    licences: dict[str, str]
+    """By file, as the data's manifest states them."""
 
 
 class PruneReport(_Report):

@@ -73,7 +73,7 @@ def _user(text: str) -> dict[str, str]:
 def write_data(folder: Path, count: int = 120) -> Path:
     """Write the data sets and their manifest; `secret` may not be used for what ships."""
     manifest = {
-        "prompts": {"split": "train", "use": "ship"},
+        "prompts": {"split": "train", "use": "ship", "licence": "CC0-1.0"},
         "answers": {"split": "train", "use": "ship-with-notice"},
         "domains": {"split": "train", "use": "ship"},
         "secret": {"split": "train", "use": "research"},
