@@ -19,6 +19,7 @@ MIN_ENGLISH_WORDS = 2
 """How many different common words a sentence must hold after rot13 to be read that way."""
 
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}(?:\r?\n[A-Za-z0-9+/_-]{16,})*={0,2}")
+_WORDS = re.compile(r"[A-Z]?[a-z]+(?:[-/_][A-Z]?[a-z]+)*")
 _HEX = re.compile(
     r"(?<![0-9a-z])(?:\\x|0x|%)?[0-9a-f]{2}"
     r"(?:[ ,:;-]{0,2}(?:\\x|0x|%)?[0-9a-f]{2}){7,}(?![0-9a-z])",
@@ -100,6 +101,8 @@ def _edits(
 
 
 def _base64_bytes(run: str, limit: int) -> bytes:
+    if _WORDS.fullmatch(run):  # a long word decodes to printable bytes now and then
+        return b""
     digits = run.translate(_URL_SAFE)[: (limit + 2) // 3 * 4]
     if len(digits) % 4 == 1:  # no byte ends here: the last character belongs to something else
         digits = digits[:-1]
