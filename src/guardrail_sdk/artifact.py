@@ -46,7 +46,7 @@ class Thresholds(_Strict):
     """The probabilities from which one stage's text counts as unsafe, and as each hazard."""
 
     unsafe: Probability
-    categories: dict[Category, Probability] = Field(default_factory=dict)
+    categories: dict[Category, Probability] = Field(default_factory=dict[Category, float])
 
 
 class Calibration(_Strict):
