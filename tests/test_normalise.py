@@ -1,7 +1,5 @@
 """What the readings of a text say, and that ordinary text has one only."""
 
-
-
 from __future__ import annotations
 
 import base64
