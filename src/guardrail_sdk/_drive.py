@@ -79,8 +79,10 @@ class Driver:
                 except Stopped:
                     raise GeneratorExit from None
                 try:
-                    emits = isinstance(effect, Emit)
-                    answer = (yield effect.item) if emits else self._perform(effect)
+                    if isinstance(effect, Emit):
+                        answer = yield effect.item
+                    else:
+                        answer = self._perform(effect)
                 except GeneratorExit:
                     step = partial(flow.throw, Stopped())
                 except BaseException as error:
@@ -106,8 +108,10 @@ class Driver:
                 except Stopped:
                     raise GeneratorExit from None
                 try:
-                    emits = isinstance(effect, Emit)
-                    answer = (yield effect.item) if emits else await self._perform_async(effect)
+                    if isinstance(effect, Emit):
+                        answer = yield effect.item
+                    else:
+                        answer = await self._perform_async(effect)
                 except GeneratorExit:
                     step = partial(flow.throw, Stopped())
                 except BaseException as error:

@@ -340,7 +340,9 @@ def _replaced(value: object, changes: Mapping[str, object]) -> object:
     """Return a copy of `value` with those of `changes` that it has a place for."""
     known = mapping(value)
     if known is not None:
-        return {**known, **{k: v for k, v in changes.items() if k in known or k == "content"}}
+        copied: dict[object, object] = dict(known)
+        copied.update((k, v) for k, v in changes.items() if k in known or k == "content")
+        return copied
     changes = {k: v for k, v in changes.items() if hasattr(value, k) or k == "content"}
     try:
         model_copy: object = getattr(value, "model_copy", None)
