@@ -178,7 +178,7 @@ def listed_categories(answer: NDArray[np.float32], outputs: Sequence[str]) -> di
         best = int(logits.argmax())
         probability = _softmax_at(logits, best)
         code = f"S{outputs[best]}"
-        if letter is not None and code in Category:
+        if letter is not None and code in Category.__members__:
             hazard = Category(code)
             scores[hazard] = max(scores[hazard], letter * probability)
         letter = probability if outputs[best] in ("S", ",S") else None
