@@ -79,3 +79,21 @@ def test_a_changed_byte_is_refused(tmp_path: Path) -> None:
     card.write_text(card.read_text(encoding="utf-8") + " ", encoding="utf-8")
     with pytest.raises(ArtifactError, match=r"MODEL_CARD\.md was changed"):
         open_artifact(folder)
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        [{"role": "system", "content": "You are a helpful guide to Europe."}],
+        [
+            {"role": "user", "content": "Can you recommend a good book on Roman history?"},
+            {"role": "assistant", "content": "Mary Beard's SPQR is a lively place to start."},
+        ],
+    ],
+    ids=["system", "chat"],
+)
+def test_what_precedes_an_unsafe_prompt_does_not_hide_it(
+    guard: Guard, context: list[dict[str, str]]
+) -> None:
+    for prompt in UNSAFE_PROMPTS:
+        assert guard.check_sync([*context, {"role": "user", "content": prompt}]).blocked

@@ -216,3 +216,10 @@ def test_no_message_forges_a_turn_or_fence(conversation: list[Message]) -> None:
 def test_ordinary_text_stays_as_it_is(content: str) -> None:
     assert f"User: {content.strip()}\n\n<END" in LlamaGuardTemplate().text([user(content)])
     assert Text(content) in CompactTemplate().render([user(content)])
+
+
+@pytest.mark.parametrize("chosen", [CompactTemplate(), LlamaGuardTemplate()], ids=["compact", "lg"])
+def test_system_messages_are_not_rendered(chosen: Template) -> None:
+    asked = Message(role="user", content="hello")
+    app = Message(role="system", content="You sell shoes.")
+    assert chosen.render([app, asked]) == chosen.render([asked])

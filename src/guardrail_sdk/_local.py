@@ -85,7 +85,8 @@ class LocalModel:
         """Judge the last message of `conversation`, in every reading and every window.
 
         A message too long for the model's context is judged in overlapping windows of it;
-        earlier messages are shortened first. The worst window of the worst reading counts.
+        earlier messages are shortened first. It is judged with them and without. The worst window
+        of the worst reading counts.
 
         Raises:
             ArtifactError: If the model can't be loaded, at the first judgement.
@@ -100,7 +101,11 @@ class LocalModel:
         budget.spend()
         *earlier, judged = conversation
         context = parts.layout.context(conversation)
-        candidates = _candidates(parts.layout, [*context, judged], policy, budget)
+        candidates = [
+            candidate
+            for around in _contexts(context, judged)
+            for candidate in _candidates(parts.layout, [*around, judged], policy, budget)
+        ]
         # Readings differ in places: most of their windows are the same, and run once.
         prompts = list(dict.fromkeys(candidate.row.ids for candidate in candidates))
         logits = parts.engine.classify(prompts, budget)
@@ -183,6 +188,17 @@ def listed_categories(answer: NDArray[np.float32], outputs: Sequence[str]) -> di
             scores[hazard] = max(scores[hazard], letter * probability)
         letter = probability if outputs[best] in ("S", ",S") else None
     return scores
+
+
+def _contexts(context: Conversation, judged: Message) -> list[Conversation]:
+    """Return the contexts in which `judged` is read: all that precedes it, and the least.
+
+    Earlier turns can change what a message means; they can also lull the model, by accident or
+    on purpose. A response keeps the message it answers, a prompt keeps none.
+    """
+    turns = [message for message in context if message.role != "system"]
+    least = turns[-1:] if judged.role == "assistant" else []
+    return [context] if turns == least else [context, least]
 
 
 def _candidates(

@@ -99,7 +99,7 @@ class CompactTemplate:
         """Return each message between ChatML markers, then the opening of a verdict turn."""
         stage = stage_of(conversation)
         pieces: list[Piece] = []
-        for message in conversation:
+        for message in _turns(conversation):
             pieces += [
                 Special("<|im_start|>"),
                 Text(f"{message.role}\n"),
@@ -181,7 +181,7 @@ class LlamaGuardTemplate:
         policy = "\n".join(f"{code}: {name}." for code, name in self.categories)
         turns = "\n\n".join(
             f"{'Agent' if message.role == 'assistant' else 'User'}: {_neutralise(message.content)}"
-            for message in conversation
+            for message in _turns(conversation)
         )
         space = " " if self.size == "1B" else ""
         body = (
@@ -205,6 +205,15 @@ class LlamaGuardTemplate:
             Special("<|end_header_id|>"),
             *([Text(answer_prefix)] if answer_prefix else []),
         ]
+
+
+def _turns(conversation: Sequence[Message]) -> list[Message]:
+    """Return the messages that are said to or by the assistant.
+
+    A system message is the app's own: no evidence of what the others mean, and nothing that
+    guard models are trained to read.
+    """
+    return [message for message in conversation if message.role != "system"]
 
 
 def _neutralise(text: str) -> str:
