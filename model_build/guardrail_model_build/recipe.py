@@ -118,5 +118,6 @@ class Recipe(_Strict):
         return cls.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def sha256(self) -> str:
-        """Return the hash of the recipe's contents."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+        """Return the hash of the recipe's contents, but for where the base lies on a machine."""
+        text = self.model_dump_json(exclude={"base": {"source"}})
+        return hashlib.sha256(text.encode()).hexdigest()
