@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from guardrail_model_build.data import load_split, sample
@@ -92,8 +92,12 @@ def _watch(
     on_neurons: Callable[[int, Tensor], None],
 ) -> list[RemovableHandle]:
     """Hook what enters and leaves one block, and what enters its down projection."""
+
+    def around(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        on_block(index, inputs[0], output)
+
     return [
-        block.register_forward_hook(lambda _, inputs, output: on_block(index, inputs[0], output)),
+        block.register_forward_hook(around),
         block.mlp.down_proj.register_forward_pre_hook(
             lambda _, inputs: on_neurons(index, inputs[0])
         ),
