@@ -8,6 +8,7 @@ token's row; the hazard outputs of the compact template start from small random 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -67,6 +68,14 @@ def _pruned_unembedding(
         if token is not None:
             rows[index] = full[token].float()
     return rows
+
+
+def stored_types(base: Base) -> tuple[str, ...]:
+    """Return the quantised types in which a GGUF base holds its weights, the commonest first."""
+    if not base.source.endswith(".gguf"):
+        return ()
+    types = Counter(tensor.tensor_type.name for tensor in GGUFReader(base.path()).tensors)
+    return tuple(name for name, _ in types.most_common() if name not in ("F32", "F16", "BF16"))
 
 
 def output_token(tokenizer: Tokenizer, output: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from guardrail_model_build.bases import stored_types
 from guardrail_model_build.reports import (
     DataReport,
     EvaluationReport,
@@ -17,7 +18,7 @@ from guardrail_sdk.artifact import Manifest
 _HEADINGS = {
     "ship": "Licences under which weights trained on the data may be shipped",
     "ship-with-notice": "Ship with notice: the licence is permissive, but texts or labels were "
-    "written by models whose providers' terms may reach them",
+    "written by models whose\nproviders' terms may reach them",
     "own": "Written by this project",
 }
 _STAGES = {
@@ -27,6 +28,10 @@ _STAGES = {
     "qat": "trained in INT4/INT8 (PyTorch)",
     "onnx": "INT4 ONNX, as shipped",
 }
+_DEQUANTISED = """
+
+The base's weights were read from a file that holds them in 4 to 8 bits ({types}) and dequantised
+before training: the original floating-point weights were not at hand."""
 
 
 def model_card(workspace: Workspace, manifest: Manifest) -> str:
@@ -44,6 +49,8 @@ def model_card(workspace: Workspace, manifest: Manifest) -> str:
 def _what(workspace: Workspace, manifest: Manifest) -> str:
     size = workspace.report("pruned", PruneReport).parameters
     block = manifest.quantisation and manifest.quantisation.block_size
+    types = stored_types(workspace.recipe.base)
+    origin = _DEQUANTISED.format(types=", ".join(types)) if types else ""
     return f"""# {manifest.name} {manifest.version}
 
 A guard model: it reads a conversation and says how likely its last message is unsafe, and which
@@ -59,10 +66,7 @@ CPU with onnxruntime, through guardrail-sdk.
 the unembedding's {len(manifest.outputs)} rows float32 |
 | activations | INT8, symmetric per row and block, quantised on the fly |
 | context | {manifest.context_length} tokens; longer texts are judged in overlapping windows |
-| template | `{manifest.template}` |
-
-The base's weights were distributed in a 4-bit GGUF file (Q4_1, embedding Q8_0) and were
-dequantised before training: the original floating-point weights were not at hand."""
+| template | `{manifest.template}` |{origin}"""
 
 
 def _recipe(workspace: Workspace) -> str:
@@ -83,9 +87,9 @@ By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 1. The unembedding was cut to {rows} rows.
 2. The teacher is the whole base, fine-tuned on {teacher:,} tokens, its lowest
    {recipe.finetune.frozen_blocks} blocks and its embedding frozen.
-3. Kept were the blocks {blocks} (by 1 - E[cos(x_in, x_out)]) and
-   {recipe.prune.mlp} MLP neurons a block (by mean l2 norm): {before:.1f} M parameters
-   became {after:.1f} M.
+3. Kept were {recipe.prune.mlp} MLP neurons a block (by mean l2 norm) and these blocks (by
+   1 - E[cos(x_in, x_out)]): {blocks}.
+   {before:.1f} M parameters became {after:.1f} M.
 4. The student learned from the labels and the teacher's logits (forward KL) on
    {distilled:,} tokens in floating point, then on {qat:,} tokens with its forward
    pass rounded exactly as MatMulNBits rounds at accuracy_level 4.
@@ -116,9 +120,8 @@ def _figures(workspace: Workspace, manifest: Manifest) -> str:
     lines = [
         "## How it does",
         "",
-        "Every step of the build, on the same "
-        f"{found.rows:,} rows of the validation split. Each step is read at the threshold that",
-        "holds its own false-positive rate on safe rows at the recipe's limit.",
+        f"Every step of the build, on the same {found.rows:,} rows of the validation split. Each",
+        "step is read at the threshold that holds its false-positive rate at the recipe's limit.",
         "",
         "| step | judged | F1 | recall | FPR | AUPRC | verdicts that differ from the teacher's |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -133,7 +136,8 @@ def _figures(workspace: Workspace, manifest: Manifest) -> str:
     lines += [
         "",
         f"The ONNX file's verdict logits differ from the PyTorch model's by "
-        f"{drift.mean_difference:.1e} on average, {drift.largest_difference:.1e} at most.",
+        f"{drift.mean_difference:.1e} on average, {drift.largest_difference:.1e} at most:",
+        "an activation on a rounding tie falls to either side by float noise, and others follow.",
     ]
     if found.evaluation:
         lines += _public(found.evaluation, manifest)
@@ -166,7 +170,9 @@ def _limits(workspace: Workspace) -> str:
   poorly; try yours before you rely on it.
 - It misses attacks and it flags harmless texts; the tables above say how often. It is one layer of
   a defence, not the whole of it.
-- Hazards with few labelled rows (S5, S6, S7, S8, S13) have weak scores of their own.
+- The hazards' own scores are weak, since few unsafe rows name their hazard: take the category of
+  a block as a hint. S5, S6, S7, S8 and S13 have the fewest rows.
+- It was trained on single prompts and on pairs of a prompt and a response, without system messages.
 - Answers were cut at {longest} tokens in training: what comes late in a long answer is
   judged in windows that the model has seen less of.
 - Scores are calibrated on a validation split of the training sources; on other text they are
