@@ -12,11 +12,8 @@ from pathlib import Path
 import pytest
 from stand_in import stand_in
 
-from guardrail_sdk import _bundled
-
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-BUNDLED = (_bundled.FOLDER / "manifest.json").exists()
 
 each_example = pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 
@@ -51,7 +48,6 @@ def test_example_prints_what_it_shows(
 
 
 @each_example
-@pytest.mark.skipif(not BUNDLED, reason="the bundled model is not in this checkout")
 def test_example_prints_what_it_shows_with_the_bundled_model(path: Path) -> None:
     done = run(path)
     assert done.returncode == 0, done.stderr
@@ -59,14 +55,13 @@ def test_example_prints_what_it_shows_with_the_bundled_model(path: Path) -> None
 
 
 def test_the_first_command_of_the_readme_judges_with_a_real_model() -> None:
-    tiny = {} if BUNDLED else {"GUARDRAIL_MODEL": str(ROOT / "tests" / "data" / "tiny")}
-    done = run(ROOT / "examples" / "quickstart.py", **tiny)
+    done = run(ROOT / "examples" / "quickstart.py")
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"\b(?:allow|block)\b", done.stdout)) == 10
     assert "How do I kill a Python process?" in done.stdout
 
 
-def run(path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(path: Path) -> subprocess.CompletedProcess[str]:
     """Run an example as a user does, without the user's own settings."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GUARDRAIL_")}
     return subprocess.run(
@@ -76,5 +71,5 @@ def run(path: Path, **variables: str) -> subprocess.CompletedProcess[str]:
         encoding="utf-8",
         check=False,
         timeout=120,
-        env={**kept, "COLUMNS": "120", **variables},
+        env={**kept, "COLUMNS": "120"},
     )
