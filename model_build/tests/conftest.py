@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -94,6 +95,8 @@ def write_base(folder: Path, template: TemplateId) -> Path:
     checkpoint = tiny_checkpoint(template)
     config = checkpoint.config
     tokenizer = Tokenizer.from_buffer(checkpoint.tokenizer)
+    # Builds must not differ from run to run: transformers draws weights from the global state.
+    torch.manual_seed(1)
     model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=config.vocab_size,

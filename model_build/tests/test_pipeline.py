@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CRUEL, KIND, tiny_recipe, write_base, write_data
+from conftest import tiny_recipe, write_base, write_data
 
 from guardrail_model_build.cli import main
 from guardrail_model_build.pipeline import STAGES, build
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.reports import DataReport, EvaluationReport
 from guardrail_model_build.workspace import Workspace
-from guardrail_sdk import Guard
 from guardrail_sdk.artifact import open_artifact
 from guardrail_sdk.prompt import TemplateId, template
 
@@ -39,13 +37,9 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_the_packed_model_tells_the_cruel_from_the_kind(built: Workspace) -> None:
-    guard = Guard(built.stage("packed") / "tiny")
-
-    def mean_probability(topics: Sequence[str]) -> float:
-        verdicts = [guard.check_sync(f"Tell me about {topic}, please.").verdict for topic in topics]
-        return sum(verdict.unsafe_probability for verdict in verdicts if verdict) / len(topics)
-
-    assert mean_probability(CRUEL) > mean_probability(KIND) + 0.1
+    report = built.report("evaluated", EvaluationReport).evaluation["secret"]
+    assert report.auprc is not None
+    assert report.auprc > 0.75, "half of the rows are cruel, so chance is 0.5"
 
 
 def test_the_manifest_says_where_the_model_comes_from(built: Workspace) -> None:
