@@ -400,3 +400,15 @@ def test_nothing_is_logged_of_what_is_judged(caplog: pytest.LogCaptureFixture) -
         result = guard.check_sync(CANARY)
 
     assert CANARY not in caplog.text + repr(result) + repr(events)
+
+
+def test_a_verdict_after_the_deadline_is_a_failed_check_in_sync_code_too() -> None:
+    class Late(FakeModel):
+        def judge(self, conversation: Conversation, policy: Policy, budget: Budget) -> Verdict:
+            Event().wait(0.05)
+            return super().judge(conversation, policy, Budget())
+
+    result = Guard(model=Late(), policy=Policy(deadline_ms=10)).check_sync("hello")
+
+    assert result.blocked
+    assert result.verdict is None

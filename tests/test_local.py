@@ -371,3 +371,18 @@ def test_nothing_heavy_is_imported_before_the_first_judgement() -> None:
 
     assert found.stdout == "[] ['numpy', 'onnxruntime', 'tokenizers']\n"
     assert found.stderr == ""
+
+
+def test_a_file_changed_between_making_the_guard_and_its_first_use_is_refused(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(DATA / "tiny", folder)
+    model = LocalModel(open_artifact(folder))
+    weights = folder / "model.onnx.data"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+
+    with pytest.raises(ArtifactError, match="was changed"):
+        model.warm_up()

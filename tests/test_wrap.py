@@ -26,6 +26,7 @@ from guardrail_sdk import (
     Blocked,
     Category,
     CategoryRule,
+    CheckEvent,
     ConfigError,
     Guard,
     Hooks,
@@ -534,3 +535,46 @@ def test_the_wrapped_generator_takes_part_in_yield_from() -> None:
 
     assert inspect.isgenerator(guard.wrap(chat)("hi"))
     assert inspect.isasyncgen(guard.wrap(chat_async)("hi"))
+
+
+def test_other_ways_to_call_the_function_are_not_copied_to_the_guarded_one() -> None:
+    def chat(prompt: str) -> str:
+        return prompt
+
+    chat.stream = lambda prompt: f"unguarded {prompt}"  # type: ignore[attr-defined]
+
+    assert not hasattr(Guard(model=FakeModel()).wrap(chat), "stream")
+
+
+def test_what_is_sent_after_the_source_ended_does_not_lose_its_return_value() -> None:
+    def chat(prompt: str) -> Generator[str, str, str]:
+        yield "a"
+        yield "b"
+        return "ret"
+
+    stream = Guard(model=FakeModel()).wrap(chat)("hi")
+    next(stream)
+    stream.send("x")
+    with pytest.raises(StopIteration) as stop:
+        stream.send("y")
+
+    assert stop.value.value == "ret"
+
+
+def test_an_async_function_below_a_partial_and_a_decorator_takes_async_hooks() -> None:
+    async def chat(prompt: str, model: str) -> str:
+        return prompt + model
+
+    @functools.wraps(chat)
+    def decorated(*args: str, **kwargs: str) -> object:
+        return chat(*args, **kwargs)
+
+    async def hook(event: CheckEvent) -> None:
+        seen.append(event.stage)
+
+    seen: list[str] = []
+    guard = Guard(model=FakeModel(), hooks=Hooks(before_input=hook))
+    safe = guard.wrap(functools.partial(decorated, model="m"))
+
+    assert anyio.run(cast("Callable[[str], Awaitable[object]]", safe), "hi") == "him"
+    assert seen == ["input"]

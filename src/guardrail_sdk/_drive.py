@@ -124,7 +124,9 @@ class Driver:
     def _perform(self, effect: Effect) -> object:
         if isinstance(effect, Ask):
             budget = Budget.of(self.policy)
-            return self.judge.judge(effect.conversation, self.policy, budget)
+            verdict = self.judge.judge(effect.conversation, self.policy, budget)
+            budget.spend()
+            return verdict
         return _only_call(effect)()
 
     async def _perform_async(self, effect: Effect) -> object:

@@ -223,7 +223,7 @@ class GuardedCall:
         while True:
             step: Callable[[], object] | None = None
             while ready and step is None:
-                step = yield from _emit(ready.popleft(), source)
+                step = yield from _emit(ready.popleft(), source, over=ended is not None)
             if ended is not None and step is None:
                 return ended
             chunk = yield Call(step or source.next)
@@ -341,15 +341,18 @@ def _new_messages(conversation: Sequence[Message]) -> list[int]:
     )
 
 
-def _emit(item: object, source: Source) -> Flow[Callable[[], object] | None]:
-    """Emit `item`; return the step that the consumer asks of `source` by `send` or `throw`."""
+def _emit(item: object, source: Source, *, over: bool) -> Flow[Callable[[], object] | None]:
+    """Emit `item`; return the step that the consumer asks of `source` by `send` or `throw`.
+
+    What is sent to a source that is over already reaches nobody.
+    """
     try:
         sent = yield Emit(item)
     except Stopped:
         raise
     except BaseException as error:
         return partial(source.throw, error)
-    return None if sent is None else partial(source.send, sent)
+    return None if sent is None or over else partial(source.send, sent)
 
 
 def _checked_text(text: object) -> str:

@@ -17,7 +17,7 @@ from guardrail_sdk._normalise import Reading, readings
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._process import PerProcess
 from guardrail_sdk._types import Category, Conversation, Message, Stage, Verdict
-from guardrail_sdk.artifact import Artifact
+from guardrail_sdk.artifact import Artifact, open_artifact
 from guardrail_sdk.prompt import stage_of, template
 from guardrail_sdk.tokenizer import PromptTokenizer
 
@@ -236,6 +236,8 @@ def _load(artifact: Artifact) -> _Parts:
             f"{artifact.tokenizer} has more tokens than the model, which would not see them. "
             "Rebuild the model."
         )
+    # Whoever changed a file between the guard's making and this first use is found out here.
+    open_artifact(artifact.folder, expected_sha256=artifact.sha256)
     return _Parts(layout=layout, engine=engine, output_ids=output_ids)
 
 

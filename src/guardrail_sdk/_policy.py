@@ -17,7 +17,7 @@ from guardrail_sdk._types import Action, Category, Decision, Stage, Verdict
 REDACTED = "[redacted by guardrail]"
 """What replaces a message or window whose action is redact."""
 
-_Probability = Annotated[float, Field(ge=0, le=1)]
+_Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
 class CategoryRule(BaseModel):

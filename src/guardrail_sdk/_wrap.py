@@ -31,6 +31,20 @@ def kind_of(function: object) -> Kind:
     return "sync"
 
 
+def _innermost(function: Callable[..., object]) -> Callable[..., object]:
+    """Return what lies below partials, decorators that say what they wrap, and `__call__`."""
+    while True:
+        if isinstance(function, functools.partial):
+            inner = cast("functools.partial[object]", function).func
+        elif not inspect.isroutine(function) and not isinstance(function, type):
+            inner = getattr(function, "__call__", function)  # noqa: B004 - read, not tested
+        else:
+            inner = inspect.unwrap(function)
+        if inner is function or inner == function:
+            return function
+        function = inner
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wrapping:
     """What every wrapper of one function shares."""
@@ -50,9 +64,7 @@ class Wrapping:
             "generator": self._generator,
             "async generator": self._async_generator,
         }[kind]()
-        if inspect.isroutine(self.chat_fn):
-            return functools.wraps(self.chat_fn)(wrapper)
-        # The attributes of an object are its own state, not a function's: they stay with it.
+        # Attributes stay behind: they may be other ways to call the function, unguarded.
         return functools.wraps(self.chat_fn, updated=())(wrapper)
 
     def _sync(self) -> Callable[..., object]:
@@ -74,7 +86,7 @@ class Wrapping:
         The methods of async client libraries often do. On an event loop they are judged as what
         they are, so that judging doesn't hold the loop up.
         """
-        return inspect.iscoroutinefunction(inspect.unwrap(self.chat_fn))
+        return inspect.iscoroutinefunction(_innermost(self.chat_fn))
 
     def _async(self) -> Callable[..., object]:
         async def wrapper(*args: object, **kwargs: object) -> object:

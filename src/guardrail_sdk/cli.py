@@ -103,6 +103,8 @@ def main(argv: Sequence[str] | None = None, *, guard_factory: GuardFactory = Gua
         return EXIT_INTERRUPTED
     except GuardrailError as error:
         return _fail(str(error))
+    except OSError as error:  # Files that are read have errors of their own: this is the output.
+        return _fail(f"The output can't be written ({error.strerror}). Check where it goes.")
     except Exception as error:  # The message of an unforeseen error may quote the text.
         frame = traceback.extract_tb(error.__traceback__)[-1]
         where = f"{Path(frame.filename).name}:{frame.lineno}"
