@@ -108,7 +108,7 @@ INPUTS: dict[str, object] = {
 def test_inputs_are_read_wherever_they_stand(value: object) -> None:
     for args, kwargs in [
         ((value,), {}),
-        ((object(), value, 3), {"model": "x"}),
+        ((len, value, 3), {"model": "x"}),
         ((), {"messages": value}),
         ((), {"prompt": value}),
         ((), {"input": value, "messages": None}),
@@ -384,3 +384,101 @@ def test_something_that_can_not_be_copied_is_refused() -> None:
 
     with pytest.raises(MessageError, match="can't be copied"):
         codec.write_output(Sealed(), "gone")
+
+
+HIDDEN: dict[str, object] = {
+    "reasoning part": {
+        "content": [{"type": "reasoning", "text": CANARY}, {"type": "text", "text": "ok"}]
+    },
+    "reasoning item": {
+        "type": "reasoning",
+        "summary": [],
+        "content": [{"type": "reasoning_text", "text": CANARY}],
+    },
+    "beside a text part": {"content": [{"type": "text", "text": "ok", "more": [CANARY]}]},
+    "reasoning details": {"content": "ok", "reasoning_details": [{"text": CANARY}]},
+    "parsed": {"content": "ok", "parsed": {"a": CANARY}},
+    "parsed key": {"content": "ok", "parsed": {CANARY: 1}},
+    "annotations": {"content": "ok", "annotations": [{"url_citation": {"title": CANARY}}]},
+    "beside no choices": {"choices": [], "content": CANARY},
+    "beside choices": completion({"content": "ok"}, citations=[CANARY]),
+    "text beside a delta": {"choices": [{"delta": {}, "text": CANARY}]},
+    "text beside a message": {"choices": [{"message": {"content": "ok"}, "text": CANARY}]},
+    "delta field": chunk({"content": "", "thoughts": CANARY}),
+    "second arguments": completion(
+        {"content": "", "tool_calls": [{"name": "x", "arguments": "", "input": {"a": CANARY}}]}
+    ),
+    "arguments beside the function": completion(
+        {"content": "", "tool_calls": [{"function": {"name": "x"}, "args": {"a": CANARY}}]}
+    ),
+    "calls beside pieces": {
+        "content": "",
+        "tool_call_chunks": [{"name": "x", "args": "{}"}],
+        "tool_calls": [{"name": "x", "args": {"a": CANARY}}],
+    },
+    "calls in extras": {
+        "content": "",
+        "tool_calls": [{"name": "x", "args": {}}],
+        "additional_kwargs": {"tool_calls": [call("x", CANARY)]},
+    },
+    "extras": {"content": "ok", "additional_kwargs": {"parsed": {"a": CANARY}}},
+}
+
+
+@pytest.mark.parametrize("value", HIDDEN.values(), ids=HIDDEN.keys())
+@pytest.mark.parametrize("convert", [same, objects, namespaces], ids=["", "models", "any"])
+def test_no_field_of_an_output_escapes(value: object, convert: Callable[[object], object]) -> None:
+    original = convert(value)
+    try:
+        text = codec.read_output(original)
+    except MessageError:
+        return
+    assert CANARY in text
+    assert CANARY not in repr(codec.write_output(original, "gone"))
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"parts": [{"text": CANARY}]},
+        {"attachments": [CANARY]},
+        {"tool_calls": [CANARY]},
+        {"function_call": CANARY},
+        {"image_url": CANARY},
+        {"videos": [CANARY]},
+    ],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_no_field_of_an_input_escapes(extra: dict[str, object]) -> None:
+    message = {"role": "user", "content": "hi", **extra}
+    try:
+        (read,) = codec.read_input(([message],), {})
+    except MessageError:
+        return
+    assert CANARY in read.content
+    assert CANARY not in repr(codec.write_input(([message],), {}, "gone"))
+
+
+def test_inert_fields_are_neither_judged_nor_lost() -> None:
+    value = completion({"content": "said", "role": "assistant"}, model="m", usage={"details": "x"})
+
+    assert codec.read_output(value) == "said"
+    assert codec.write_output(value, "gone") == completion(
+        {"content": "gone", "role": "assistant"}, model="m", usage={"details": "x"}
+    )
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"a": CANARY}, bytearray(b"x"), memoryview(b"x"), {CANARY}, iter([CANARY]), object()],
+    ids=lambda other: type(other).__name__,
+)
+def test_only_inert_values_stand_beside_the_messages(other: object) -> None:
+    for args in ((other, "hi"), ("hi", other)):
+        with pytest.raises(MessageError, match="only one would be judged"):
+            codec.read_input(args, {})
+
+
+def test_an_unknown_object_after_the_messages_is_refused() -> None:
+    with pytest.raises(MessageError, match="only one would be judged"):
+        codec.read_input(("hi", SimpleNamespace(text=CANARY)), {})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 from guardrail_sdk._errors import MessageError
@@ -53,9 +53,10 @@ class DefaultCodec:
 
     Input is the one argument that holds messages: a string, a list of messages, one message or a
     LangChain prompt value, passed by position or as `messages`, `prompt` or `input`. If two
-    arguments could be it, that is an error, too: pass the other one by its own keyword. Keyword
+    arguments could be it, that is an error, too: pass the other one by its own keyword. Beside it,
+    only None, numbers, callables and a method's `self` may be passed by position. Keyword
     arguments of other names are not judged. Output is a string, a message, or an OpenAI-like
-    completion or chunk.
+    completion or chunk. A field of a message that isn't known is judged as JSON.
     """
 
     def read_input(self, args: Args, kwargs: Kwargs) -> list[Message]:
@@ -92,10 +93,15 @@ def _locate(args: Args, kwargs: Kwargs) -> tuple[object, int | str]:
         (value, index) for index, value in enumerate(args) if _may_hold_messages(value)
     ]
     found += [(kwargs[name], name) for name in _NAMES if kwargs.get(name) is not None]
-    if len(found) == 1:
+    unknown = [
+        value
+        for index, value in enumerate(args)
+        if not (_may_hold_messages(value) or _is_inert(value) or (index == 0 and _is_self(value)))
+    ]
+    if len(found) == 1 and not unknown:
         return found[0]
     problem = (
-        f"{len(found)} arguments may hold messages, and only one would be judged"
+        f"{len(found) + len(unknown)} arguments may hold messages, and only one would be judged"
         if found
         else "No argument holds messages"
     )
@@ -103,6 +109,15 @@ def _locate(args: Args, kwargs: Kwargs) -> tuple[object, int | str]:
         f"{problem}: pass one string or list of messages by position or as {', '.join(_NAMES)}, "
         "other arguments by keyword; or pass a codec."
     )
+
+
+def _is_inert(value: object) -> bool:
+    return value is None or isinstance(value, bool | int | float) or callable(value)
+
+
+def _is_self(value: object) -> bool:
+    """Return whether `value` can be what a method is called on, rather than data."""
+    return type(value).__module__ != "builtins" and not isinstance(value, Iterable)
 
 
 def _may_hold_messages(value: object) -> bool:
