@@ -21,12 +21,15 @@ CRUEL = ("poison", "bombs", "robbery", "threats", "torture", "fraud", "stalking"
 
 
 def rows(count: int) -> dict[str, list[dict[str, object]]]:
-    """Return small, separable data sets by name: prompts, responses and hazard domains."""
+    """Return small, separable data sets by name: prompts, responses and hazard domains.
+
+    Every topic occurs, and the topic alone tells safe from unsafe: the numbers are the same ones.
+    """
     prompts: list[dict[str, object]] = []
     answers: list[dict[str, object]] = []
     domains: list[dict[str, object]] = []
-    for number in range(count):
-        unsafe = number % 2 == 1
+    for row in range(count):
+        unsafe, number = row % 2 == 1, row // 2
         topic = (CRUEL if unsafe else KIND)[number % 8]
         question = _user(f"Tell me about {topic}, please, number {number}.")
         answer = {"role": "assistant", "content": f"Here is all about {topic}, number {number}."}
@@ -38,7 +41,7 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
         prompts.append(
             {
                 **about,
-                "id": f"p{number}",
+                "id": f"p{row}",
                 "source": "prompts",
                 "messages": [question],
                 "target": "user",
@@ -47,7 +50,7 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
         answers.append(
             {
                 **about,
-                "id": f"a{number}",
+                "id": f"a{row}",
                 "source": "answers",
                 "messages": [_user(f"What is there to say of {topic}, {number}?"), answer],
                 "target": "assistant",
@@ -56,7 +59,7 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
         domains.append(
             {
                 **about,
-                "id": f"d{number}",
+                "id": f"d{row}",
                 "source": "domains",
                 "messages": [_user(f"Explain number {number} of {topic}.")],
                 "target": "user",
