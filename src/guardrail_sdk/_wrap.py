@@ -31,17 +31,18 @@ def kind_of(function: object) -> Kind:
     return "sync"
 
 
-def _innermost(function: Callable[..., object]) -> Callable[..., object]:
+def _innermost(function: object) -> object:
     """Return what lies below partials, decorators that say what they wrap, and `__call__`."""
     while True:
+        inner: object
         if isinstance(function, functools.partial):
             inner = cast("functools.partial[object]", function).func
         elif not inspect.isroutine(function) and not isinstance(function, type):
             inner = getattr(function, "__call__", function)  # noqa: B004 - read, not tested
         else:
-            inner = inspect.unwrap(function)
-        if inner is function or inner == function:
-            return function
+            inner = inspect.unwrap(cast("Callable[..., object]", function))
+        if inner == function:
+            return cast("object", function)
         function = inner
 
 
