@@ -394,10 +394,13 @@ def test_eval_prints_tables_and_writes_figures_and_scores_without_texts(
         "S9 Indiscriminate Weapons",
         "Language",
         "F1 of calling every row unsafe",
-        " .667",
+        "R@5%",
+        ".667 .00-1.00",  # F1 and its interval: three rows say nearly nothing
         " .800",
     ):
         assert shown in out
+    assert "Judged" not in out, "prompts alone need no table of their own"
+    assert "Source" not in out, "one file of one source needs none either"
     figures = json.loads(report.read_text(encoding="utf-8"))
     assert figures["overall"]["f1"] == pytest.approx(2 / 3)
     assert figures["overall"]["always_unsafe_f1"] == pytest.approx(0.8)

@@ -231,6 +231,75 @@ def test_figures_equal_scikit_learns(rows: list[tuple[bool, float]], threshold: 
         assert metrics.fpr is None
 
 
+@settings(deadline=None)
+@given(rows=judged_rows.filter(bool))
+def test_brier_is_scikit_learns_and_ece_is_bounded_by_it(rows: list[tuple[bool, float]]) -> None:
+    labels = [label for label, _ in rows]
+    probabilities = [probability for _, probability in rows]
+    metrics = measure(labels, probabilities, labels)
+    assert metrics.brier is not None
+    assert metrics.ece is not None
+    assert metrics.brier == pytest.approx(np.mean((np.array(probabilities) - labels) ** 2))
+    # The mean of a bin's gaps is at most their mean size, which is at most their root mean square.
+    assert metrics.ece <= np.sqrt(metrics.brier) + 1e-9
+    assert metrics.ece == pytest.approx(measure(labels[::-1], probabilities[::-1], labels).ece)
+
+
+def test_ece_is_the_mean_gap_over_bins_of_equal_mass() -> None:
+    said, true = [0.1] * 50 + [0.9] * 100, [0.3] * 50 + [0.8] * 100
+    labels = [row % 10 < 10 * share for row, share in enumerate(true)]
+    found = measure(labels, said, labels).ece
+    assert found == pytest.approx((50 * 0.2 + 100 * 0.1) / 150)
+
+
+def test_probabilities_that_are_frequencies_have_no_calibration_error() -> None:
+    rng = np.random.default_rng(5)
+    probabilities = rng.random(20_000)
+    labels = rng.random(20_000) < probabilities
+    metrics = measure(list(labels), list(probabilities), list(labels))
+    assert metrics.ece is not None
+    assert metrics.ece < 0.02
+    squared = measure(list(labels), list(probabilities**3), list(labels)).ece
+    assert squared is not None
+    assert squared > 0.2
+
+
+def test_intervals_are_those_of_resampled_rows() -> None:
+    rng = np.random.default_rng(3)
+    truth = rng.random(800) < 0.3
+    flagged = np.where(truth, rng.random(800) < 0.8, rng.random(800) < 0.1)
+    metrics = measure(list(truth), list(flagged.astype(float)), list(flagged))
+    drawn = rng.integers(0, 800, (4000, 800))
+    labels, flags = truth[drawn], flagged[drawn]
+    hits, alarms = (labels & flags).sum(1), (~labels & flags).sum(1)
+    for found, resampled in (
+        (metrics.f1_interval, 2 * hits / (labels.sum(1) + hits + alarms)),
+        (metrics.recall_interval, hits / labels.sum(1)),
+        (metrics.fpr_interval, alarms / (~labels).sum(1)),
+    ):
+        assert found == pytest.approx(np.percentile(resampled, [2.5, 97.5]), abs=0.01)
+    assert metrics == measure(list(truth), list(flagged.astype(float)), list(flagged))
+
+
+@given(rows=judged_rows, threshold=st.floats(0, 1))
+def test_intervals_are_there_where_the_figure_is(
+    rows: list[tuple[bool, float]], threshold: float
+) -> None:
+    probabilities = [probability for _, probability in rows]
+    metrics = measure(
+        [label for label, _ in rows],
+        probabilities,
+        [probability >= threshold for probability in probabilities],
+    )
+    for value, interval in (
+        (metrics.f1, metrics.f1_interval),
+        (metrics.recall, metrics.recall_interval),
+        (metrics.fpr, metrics.fpr_interval),
+    ):
+        assert (value is None) == (interval is None)
+        assert interval is None or 0 <= interval[0] <= interval[1] <= 1
+
+
 def test_recall_at_fpr_counts_a_rate_of_exactly_the_limit() -> None:
     labels = [False] * 100 + [True] * 2
     probabilities = [0.9] + [0.1] * 99 + [0.95, 0.8]
@@ -278,7 +347,9 @@ def test_a_failed_check_counts_as_flagged_with_certainty_even_if_the_policy_allo
     assert (item.unsafe_probability, item.flagged, item.failed) == (1.0, True, True)
 
 
-def test_a_report_groups_by_file_category_and_language(guard: Guard, tmp_path: Path) -> None:
+def test_a_report_groups_by_file_category_language_source_and_stage(
+    guard: Guard, tmp_path: Path
+) -> None:
     first = write(
         tmp_path / "first.jsonl",
         said("0.9", categories=["S1"]),
@@ -289,8 +360,14 @@ def test_a_report_groups_by_file_category_and_language(guard: Guard, tmp_path: P
     second = write(
         tmp_path / "second.jsonl",
         said("0.7", unsafe=False, categories=[]),
-        said("0.8", categories=["S2"]),
-        said("fail", unsafe=False, categories=[]),
+        said("0.8", categories=["S2"], source="other"),
+        row(
+            id="answer",
+            messages=[{"role": "user", "content": "0.1"}, {"role": "assistant", "content": "fail"}],
+            target="assistant",
+            unsafe=False,
+            categories=[],
+        ),
     )
     seen: list[tuple[int, int]] = []
 
@@ -310,6 +387,17 @@ def test_a_report_groups_by_file_category_and_language(guard: Guard, tmp_path: P
     assert report.categories[Category.S10].fpr == 0
     assert report.categories[Category.S2].rows == 3
     assert {lang: metrics.rows for lang, metrics in report.languages.items()} == {"en": 5, "hi": 1}
+    assert {name: metrics.rows for name, metrics in report.sources.items()} == {
+        "demo": 5,
+        "other": 1,
+    }
+    assert {stage: metrics.rows for stage, metrics in report.stages.items()} == {
+        "input": 5,
+        "output": 1,
+    }
+    assert report.stages["output"].fpr == 1.0
+    assert json.loads(report.to_json())["sources"]["other"]["recall"] == 1.0
+    assert json.loads(report.to_json())["stages"]["input"]["rows"] == 5
 
 
 def test_what_a_report_writes_has_ids_and_scores_but_no_text(tmp_path: Path) -> None:

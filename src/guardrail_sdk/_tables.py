@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from guardrail_sdk._metrics import Metrics
+from guardrail_sdk._metrics import Interval, Metrics
 from guardrail_sdk._policy import Policy
-from guardrail_sdk._types import CheckResult, Verdict
+from guardrail_sdk._types import CheckResult, Stage, Verdict
 from guardrail_sdk.artifact import Artifact
 from guardrail_sdk.evaluation import Progress, Report
 
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _TOP_CATEGORIES = 3
 _LOG_WIDTH = 120
-_AT_FPR = ("R@1%", "R@5%")
+_COLUMNS = ("rows", "unsafe", "F1", "always", "recall", "FPR", "AUPRC", "R@5%")
+_JUDGED: Mapping[Stage, str] = {"input": "prompts", "output": "responses"}
 _STYLES = {"allow": "green", "flag": "yellow", "redact": "red", "block": "bold red"}
 
 
@@ -53,8 +54,12 @@ def show_model(artifact: Artifact) -> None:
 
 
 def show_report(report: Report) -> None:
-    """Print one table each of the files, the categories and the languages."""
+    """Print one table each of the files, and of the groups that say more than those."""
     _print(_metrics_table("File", _by_file(report)))
+    if len(report.stages) > 1:
+        _print(_metrics_table("Judged", {_JUDGED[stage]: m for stage, m in report.stages.items()}))
+    if len(report.sources) > len(report.files):
+        _print(_metrics_table("Source", report.sources))
     if report.categories:
         named = {f"{code} {code.label}": metrics for code, metrics in report.categories.items()}
         _print(_metrics_table("Category", named))
@@ -62,7 +67,8 @@ def show_report(report: Report) -> None:
     table = _fields()
     for name, value in (
         ("always", "F1 of calling every row unsafe: what F1 has to beat"),
-        (" ".join(_AT_FPR), "best recall that flags at most 1 % (5 %) of the safe rows"),
+        ("F1, FPR", "with the 95 % interval of a bootstrap over the rows"),
+        ("R@5%", "best recall that flags at most 5 % of the safe rows"),
         ("Category", "unsafe rows of the category, and every safe row of its files"),
         ("model", report.model or "no verdict"),
         ("policy", report.policy or "no verdict"),
@@ -135,7 +141,9 @@ def _model_fields(artifact: Artifact) -> Iterator[tuple[str, str]]:
 
 def _by_file(report: Report) -> dict[str, Metrics]:
     """Return the files' metrics by name, or by path if names repeat, and those of all together."""
-    names = {path: Path(path).name for path in report.files}
+    names = {
+        path: Path(path).name.removesuffix(".gz").removesuffix(".jsonl") for path in report.files
+    }
     unique = len(set(names.values())) == len(names)
     rows = {names[path] if unique else path: metrics for path, metrics in report.files.items()}
     return {**rows, "all files": report.overall} if len(rows) > 1 else rows
@@ -146,22 +154,30 @@ def _metrics_table(title: str, groups: Mapping[str, Metrics]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0, show_edge=False)
     table.add_column(title, overflow="fold")
-    for heading in ("rows", "unsafe", "F1", "always", "prec", "recall", "FPR", "AUPRC", *_AT_FPR):
+    for heading in _COLUMNS:
         table.add_column(heading, justify="right", no_wrap=True)
     for name, metrics in groups.items():
-        figures = (
-            *(metrics.f1, metrics.always_unsafe_f1, metrics.precision, metrics.recall),
-            *(metrics.fpr, metrics.auprc, metrics.recall_at_fpr_1, metrics.recall_at_fpr_5),
+        table.add_row(
+            *(Text(name), str(metrics.rows), str(metrics.unsafe)),
+            _with_interval(metrics.f1, metrics.f1_interval),
+            *(_figure(metrics.always_unsafe_f1), _figure(metrics.recall)),
+            _with_interval(metrics.fpr, metrics.fpr_interval),
+            *(_figure(metrics.auprc), _figure(metrics.recall_at_fpr_5)),
         )
-        cells = map(_figure, figures)
-        table.add_row(Text(name), str(metrics.rows), str(metrics.unsafe), *cells)
     return table
 
 
+def _with_interval(value: float | None, interval: Interval | None) -> str:
+    if value is None or interval is None:
+        return _figure(value)
+    low, high = (f"{end:.2f}" if end >= 0.995 else f"{end:.2f}"[1:] for end in interval)
+    return f"{_figure(value)} {low}-{high}"
+
+
 def _figure(value: float | None) -> str:
-    """Return `value` in four characters, so that ten columns and a name fit in 80."""
+    """Return `value` in four characters, so that eight columns and a name fit in 80."""
     if value is None:
         return "-"
     return f"{value:.2f}" if value >= 0.9995 else f"{value:.3f}"[1:]

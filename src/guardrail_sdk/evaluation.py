@@ -18,16 +18,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from guardrail_sdk._errors import DataError
 from guardrail_sdk._guard import Guard
-from guardrail_sdk._metrics import Metrics, measure
+from guardrail_sdk._metrics import Interval, Metrics, measure
 from guardrail_sdk._rows import Row, read_rows
-from guardrail_sdk._types import Action, Category, CheckResult, Message
+from guardrail_sdk._types import Action, Category, CheckResult, Message, Stage
 
 __all__ = [
     "Checker",
+    "Interval",
     "Metrics",
     "Progress",
     "Report",
@@ -39,6 +40,8 @@ __all__ = [
     "read_rows",
     "score",
 ]
+
+_Key = TypeVar("_Key", bound=str)
 
 Progress = Callable[[int, int], None]
 """Is told, after each row, how many rows are judged and how many there are."""
@@ -60,6 +63,9 @@ class Score:
 
     id: str
     """The row's id."""
+    source: str
+    stage: Stage
+    """`input` if a prompt was judged, `output` if a response."""
     lang: str
     categories: tuple[Category, ...]
     """The hazards that the row is labelled with."""
@@ -94,6 +100,10 @@ class Report:
     categories: Mapping[Category, Metrics]
     """By hazard: its unsafe rows against every safe row of the files that name it."""
     languages: Mapping[str, Metrics]
+    sources: Mapping[str, Metrics]
+    """By the data set that rows name as their source."""
+    stages: Mapping[Stage, Metrics]
+    """Prompts (`input`) and responses (`output`), as far as there are rows of them."""
     scores: tuple[Score, ...]
     """One item for each judged row, in the order of the files."""
 
@@ -108,6 +118,8 @@ class Report:
             "files": {name: asdict(metrics) for name, metrics in self.files.items()},
             "categories": {code: asdict(metrics) for code, metrics in self.categories.items()},
             "languages": {code: asdict(metrics) for code, metrics in self.languages.items()},
+            "sources": {name: asdict(metrics) for name, metrics in self.sources.items()},
+            "stages": {stage: asdict(metrics) for stage, metrics in self.stages.items()},
         }
         return json.dumps(fields, indent=2)
 
@@ -135,6 +147,8 @@ def score(guard: Checker, rows: Iterable[Row]) -> Iterator[Score]:
         failed = verdict is None
         yield Score(
             id=row.id,
+            source=row.source,
+            stage="input" if row.target == "user" else "output",
             lang=row.lang,
             categories=row.categories,
             unsafe=row.unsafe,
@@ -236,12 +250,19 @@ def _report(scores: Mapping[str, Sequence[Score]], skipped: int) -> Report:
             for category in Category
             if category in named
         },
-        languages={
-            lang: _measure([item for item in every if item.lang == lang])
-            for lang in sorted({item.lang for item in every})
-        },
+        languages=_grouped(every, lambda item: item.lang),
+        sources=_grouped(every, lambda item: item.source),
+        stages=_grouped(every, lambda item: item.stage),
         scores=tuple(every),
     )
+
+
+def _grouped(items: Sequence[Score], key: Callable[[Score], _Key]) -> dict[_Key, Metrics]:
+    """Return the metrics of the items with the same key, by key, in the keys' order."""
+    return {
+        name: _measure([item for item in items if key(item) == name])
+        for name in sorted({key(item) for item in items})
+    }
 
 
 def _against_safe(category: Category, files: Iterable[Sequence[Score]]) -> list[Score]:
