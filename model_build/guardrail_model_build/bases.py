@@ -20,7 +20,9 @@ from gguf import GGUFReader, dequantize
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
-from guardrail_model_build.model import Checkpoint, LlamaConfig, RopeScaling
+from guardrail_model_build import e5
+from guardrail_model_build.checkpoint import Checkpoint
+from guardrail_model_build.llama import LlamaConfig, RopeScaling
 from guardrail_model_build.recipe import Base
 from guardrail_model_build.workspace import Metrics, Workspace
 from guardrail_sdk.prompt import TemplateId, template
@@ -31,7 +33,8 @@ Weights = dict[str, Tensor]
 def run(workspace: Workspace, out: Path) -> Metrics:
     """Write the base, its unembedding pruned, into `out`."""
     recipe = workspace.recipe
-    checkpoint = load_base(recipe.base, recipe.template, recipe.seed)
+    load = load_encoder if recipe.template == "segments" else load_base
+    checkpoint = load(recipe.base, recipe.template, recipe.seed)
     checkpoint.save(out)
     return {"parameters": sum(tensor.numel() for tensor in checkpoint.weights.values())}
 
@@ -48,6 +51,39 @@ def load_base(base: Base, template_id: TemplateId, seed: int) -> Checkpoint:
     weights["lm_head.weight"] = _pruned_unembedding(weights, tokenizer, outputs, seed)
     return Checkpoint(
         config=replace(shape, outputs=len(outputs)),
+        weights=weights,
+        tokenizer=tokenizer.to_str().encode(),
+        template=template_id,
+        base=base.name,
+        base_licence=base.licence,
+    )
+
+
+def load_encoder(base: Base, template_id: TemplateId, seed: int) -> Checkpoint:
+    """Return the BERT `base` with a pruned vocabulary, and a head for `template_id`'s outputs.
+
+    Raises:
+        ValueError: If the source isn't a BERT that can be read, or no vocabulary size is given.
+    """
+    if base.vocabulary is None:
+        raise ValueError("The recipe's `base` needs `vocabulary`: how many pieces to keep.")
+    found = e5.read(str(base.path()) if base.source.endswith(".bin") else base.source)
+    weights, tokenizer = e5.pruned_vocabulary(found, base.vocabulary)
+    outputs = template(template_id).outputs
+    generator = torch.Generator().manual_seed(seed)
+    weights["head.weight"] = 0.02 * torch.randn(
+        len(outputs), found.config.hidden, generator=generator
+    )
+    weights["head.bias"] = torch.zeros(len(outputs))
+    weights["pool.weight"] = torch.zeros(1, found.config.hidden)
+    markers = (tokenizer.token_to_id("<user>"), tokenizer.token_to_id("<assistant>"))
+    return Checkpoint(
+        config=replace(
+            found.config,
+            vocab_size=tokenizer.get_vocab_size(),
+            outputs=len(outputs),
+            markers=markers,
+        ),
         weights=weights,
         tokenizer=tokenizer.to_str().encode(),
         template=template_id,

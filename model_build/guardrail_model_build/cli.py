@@ -20,7 +20,9 @@ def main(argv: list[str] | None = None) -> None:
         epilog="A stopped build goes on where it was: give the same command again.",
     )
     parser.add_argument("recipe", type=Path, help="a recipe file (YAML)")
-    parser.add_argument("--data", type=Path, required=True, help="folder of labelled rows")
+    parser.add_argument(
+        "--data", type=Path, nargs="+", required=True, help="folders of labelled rows"
+    )
     parser.add_argument("--base", help="folder, hub id or .gguf file, instead of the recipe's")
     parser.add_argument("--out", type=Path, required=True, help="folder for the stages' results")
     parser.add_argument("--until", choices=list(STAGES), help="stop after this stage")
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe = recipe.model_copy(update={"base": source})
     workspace = Workspace(
         recipe=recipe,
-        data=arguments.data,
+        data=tuple(arguments.data),
         evaluation=tuple(arguments.eval),
         folder=arguments.out,
     )

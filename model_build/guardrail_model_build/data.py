@@ -1,7 +1,8 @@
 """Stage `data`: choose, label, cut and split the rows that train and validate.
 
-The folder that is read holds `*.jsonl.gz` files and a `manifest.json` that says, per file, what
-it may be used for (docs/data-format.md). Nothing whose split is `eval` is ever read.
+The folders that are read hold `*.jsonl` or `*.jsonl.gz` files and a `manifest.json` that says, per
+file, what it may be used for (docs/data-format.md). Nothing whose split is `eval` is ever trained
+on: what is to be evaluated on is only read to drop the rows that overlap with it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,17 @@ import gzip
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict
 from tokenizers import Tokenizer
 
+from guardrail_model_build.augment import augmented, rank
+from guardrail_model_build.overlap import without_overlap
 from guardrail_model_build.recipe import Data, Source
 from guardrail_model_build.workspace import Metrics, Workspace
-from guardrail_sdk import Message
+from guardrail_sdk import Category, Message
 from guardrail_sdk.evaluation import Row, read_rows
 
 
@@ -30,8 +34,9 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     Raises:
         ValueError: If the recipe names a file that isn't there, or no row is left.
     """
-    recipe, source = workspace.recipe, workspace.data
-    about = json.loads((source / "manifest.json").read_text(encoding="utf-8"))
+    recipe = workspace.recipe
+    folders = {name: folder for folder in workspace.data for name in _manifest(folder)}
+    about = {name: entry for folder in workspace.data for name, entry in _manifest(folder).items()}
     encoder = Tokenizer.from_buffer(workspace.checkpoint("base").tokenizer)
     encoder.encode_special_tokens = True
     allowed = {
@@ -41,23 +46,31 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     }
     unknown = sorted(set(recipe.data.sources) - set(about))
     if unknown:
-        raise ValueError(f"The recipe names {unknown}, which {source}/manifest.json doesn't list.")
+        raise ValueError(f"The recipe names {unknown}, which no manifest.json lists.")
+    corrections = {row: fix for folder in workspace.data for row, fix in _corrections(folder)}
     rows = [
-        _cut(row, encoder, recipe.data)
+        row
         for name in sorted(allowed)
-        for row in _chosen(source / "train" / f"{name}.jsonl.gz", recipe.data.sources.get(name))
+        for row in _chosen(_file(folders[name], name), recipe.data.sources.get(name), corrections)
     ]
     rows = _distinct(rows)
-    validation = [row for row in rows if _rank(row.id) < recipe.data.validation_share]
-    training = [row for row in rows if _rank(row.id) >= recipe.data.validation_share]
+    evaluated = [row for path in workspace.evaluation for row in read_rows(path)]
+    kept = without_overlap(rows, evaluated)
+    validation = [row for row in kept if rank(row.id) < recipe.data.validation_share]
+    training = [row for row in kept if rank(row.id) >= recipe.data.validation_share]
+    training = augmented(training, recipe.data.context_share, recipe.data.prefix_share)
+    training = [_cut(row, encoder, recipe.data) for row in training]
+    validation = [_cut(row, encoder, recipe.data) for row in validation]
     training = _within_budget(training, encoder, recipe.data.token_budget)
     if not training or not validation:
-        raise ValueError(f"{source} holds no rows for the uses {recipe.data.uses}.")
+        raise ValueError(f"The data holds no rows for the uses {recipe.data.uses}.")
     digest = hashlib.sha256()
     for name, split in (("train", training), ("validation", validation)):
         digest.update(_write(out / f"{name}.jsonl.gz", split))
     return {
         "rows": {"train": len(training), "validation": len(validation)},
+        "dropped_as_overlap": len(rows) - len(kept),
+        "corrected": len(corrections),
         "tokens": sum(_length(row, encoder) for row in training),
         "by_use": dict(Counter(allowed[row.source] for row in training)),
         "sources_by_use": {
@@ -85,7 +98,7 @@ def load_split(folder: Path, split: str) -> list[Row]:
 def sample(rows: Sequence[Row], count: int) -> list[Row]:
     """Return at most `count` rows, the same ones every time, spread over the sources."""
     by_source: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: _rank("sample" + row.id)):
+    for row in sorted(rows, key=lambda row: rank("sample" + row.id)):
         by_source.setdefault(row.source, []).append(row)
     share = count / max(count, len(rows))
     return [
@@ -93,11 +106,57 @@ def sample(rows: Sequence[Row], count: int) -> list[Row]:
     ]
 
 
-def _chosen(path: Path, source: Source | None) -> Iterator[Row]:
+class Correction(BaseModel):
+    """What a reader of the data found wrong with a row; one line of `corrections.jsonl`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str
+    unsafe: bool | None = None
+    """The right label; None to leave the row out."""
+    categories: tuple[Category, ...] | None = None
+    """The right hazards; None to keep those that there are, for a row that stays unsafe."""
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, str]]:
+    return json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+
+def _file(folder: Path, name: str) -> Path:
+    packed = folder / "train" / f"{name}.jsonl.gz"
+    return packed if packed.exists() else folder / f"{name}.jsonl"
+
+
+def _corrections(folder: Path) -> Iterator[tuple[str, Correction]]:
+    path = folder / "corrections.jsonl"
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            found = Correction.model_validate_json(line)
+            yield found.id, found
+
+
+def _chosen(
+    path: Path, source: Source | None, corrections: Mapping[str, Correction]
+) -> Iterator[Row]:
     source = source or Source()
-    rows = [labelled for row in read_rows(path) for labelled in _labelled(row, source)]
-    rows.sort(key=lambda row: _rank("choose" + row.id))
+    rows = [
+        labelled
+        for row in read_rows(path)
+        for corrected in _corrected(row, corrections.get(row.id))
+        for labelled in _labelled(corrected, source)
+    ]
+    rows.sort(key=lambda row: rank("choose" + row.id))
     yield from rows if source.rows is None else rows[: source.rows]
+
+
+def _corrected(row: Row, fix: Correction | None) -> Iterator[Row]:
+    """Yield `row` as its reader corrected it, if at all; nothing if it is to be left out."""
+    if fix is None:
+        yield row
+    elif fix.unsafe is not None:
+        own = row.categories if fix.categories is None else fix.categories
+        categories = own if fix.unsafe else ()
+        yield row.model_copy(update={"unsafe": fix.unsafe, "categories": categories})
 
 
 def _labelled(row: Row, source: Source) -> Iterator[Row]:
@@ -159,7 +218,7 @@ def _words(row: Row) -> tuple[str, ...]:
 
 def _within_budget(rows: Sequence[Row], encoder: Tokenizer, budget: int) -> list[Row]:
     kept: list[Row] = []
-    for row in sorted(rows, key=lambda row: _rank("budget" + row.id)):
+    for row in sorted(rows, key=lambda row: rank("budget" + row.id)):
         budget -= _length(row, encoder)
         if budget < 0:
             break
@@ -173,11 +232,6 @@ def _length(row: Row, encoder: Tokenizer) -> int:
         4 + len(encoder.encode(message.content, add_special_tokens=False).ids)
         for message in row.messages
     )
-
-
-def _rank(text: str) -> float:
-    """Return a number in [0, 1) that depends on `text` alone."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
 
 
 def _write(path: Path, rows: Sequence[Row]) -> bytes:

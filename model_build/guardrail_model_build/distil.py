@@ -48,7 +48,8 @@ def _learn(
     title: str,
 ) -> Metrics:
     checkpoint = workspace.checkpoint(source)
-    encoder = Encoder(checkpoint.template, checkpoint.tokenizer)
+    weights = workspace.recipe.data.weights()
+    encoder = Encoder(checkpoint.template, checkpoint.tokenizer, weights)
     examples = [encoder.encode(row) for row in load_split(workspace.stage("data"), "train")]
     logits = torch.load(workspace.stage("teacher") / "logits.pt")
     model = checkpoint.model()

@@ -1,8 +1,8 @@
-"""Rows as a decoder trains on them: token ids, the positions to read, and what to say there."""
+"""Rows as a model trains on them: token ids, the positions to read, and what to say there."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,14 @@ class Example:
         ids: Token ids of the prompt and, but for its last token, the answer.
         positions: Where logits are read: the verdict's position, then the answer's.
         labels: float32 [positions, outputs]: probabilities, or `UNKNOWN`.
+        weight: How much the row counts in the loss.
     """
 
     id: str
     ids: tuple[int, ...]
     positions: tuple[int, ...]
     labels: Tensor
+    weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,19 +45,33 @@ class Batch:
         ids: int64 [B, S].
         positions: int64 [B, P]; rows with fewer positions repeat position 0.
         labels: float32 [B, P, outputs]; `UNKNOWN` where positions repeat.
+        weights: float32 [B].
     """
 
     rows: tuple[int, ...]
     ids: Tensor
     positions: Tensor
     labels: Tensor
+    weights: Tensor
 
 
 class Encoder:
-    """Turns rows into examples for one template and tokenizer."""
+    """Turns rows into examples for one template and tokenizer.
 
-    def __init__(self, template_id: TemplateId, tokenizer: bytes) -> None:
+    Args:
+        template_id: The template.
+        tokenizer: A `tokenizer.json`.
+        weights: How much the rows of a source count in the loss; 1 where it isn't named.
+    """
+
+    def __init__(
+        self,
+        template_id: TemplateId,
+        tokenizer: bytes,
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
         self.template = template(template_id)
+        self._weights = weights or {}
         self._tokenizer = PromptTokenizer(tokenizer)
         self._outputs = {name: index for index, name in enumerate(self.template.outputs)}
 
@@ -69,7 +85,13 @@ class Encoder:
             labels[0, 0], labels[0, 1] = float(not row.unsafe), float(row.unsafe)
         if row.unsafe is False or row.categories:
             labels[0, 2:] = torch.tensor([float(hazard in row.categories) for hazard in Category])
-        return Example(id=row.id, ids=tuple(prompt), positions=(len(prompt) - 1,), labels=labels)
+        return Example(
+            id=row.id,
+            ids=tuple(prompt),
+            positions=(len(prompt) - 1,),
+            labels=labels,
+            weight=self._weights.get(row.source, 1.0),
+        )
 
     def _with_answer(self, row: Row, prompt: list[int]) -> Example:
         """Append the written answer, token by token, as Llama Guard was trained to give it."""
@@ -80,7 +102,13 @@ class Encoder:
             labels[position, self._outputs[token]] = 1.0
         fed = [self._tokenizer.output_id(token) for token in answer[:-1]]
         positions = range(len(prompt) - 1, len(prompt) - 1 + len(labels))
-        return Example(id=row.id, ids=(*prompt, *fed), positions=tuple(positions), labels=labels)
+        return Example(
+            id=row.id,
+            ids=(*prompt, *fed),
+            positions=tuple(positions),
+            labels=labels,
+            weight=self._weights.get(row.source, 1.0),
+        )
 
 
 def llama_guard_answer(row: Row) -> list[str]:
@@ -139,4 +167,5 @@ def _collate(examples: Sequence[Example], group: Sequence[int]) -> Batch:
         ids[row, : len(example.ids)] = torch.tensor(example.ids)
         positions[row, : len(example.positions)] = torch.tensor(example.positions)
         labels[row, : len(example.positions)] = example.labels
-    return Batch(rows=tuple(group), ids=ids, positions=positions, labels=labels)
+    weights = torch.tensor([example.weight for example in chosen])
+    return Batch(rows=tuple(group), ids=ids, positions=positions, labels=labels, weights=weights)

@@ -16,7 +16,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     """Write the teacher, and its logits on the training rows, which distillation reads."""
     recipe = workspace.recipe
     base = workspace.checkpoint("base")
-    encoder = Encoder(base.template, base.tokenizer)
+    encoder = Encoder(base.template, base.tokenizer, recipe.data.weights())
     examples = [encoder.encode(row) for row in load_split(workspace.stage("data"), "train")]
     model = base.model()
     metrics = fit(

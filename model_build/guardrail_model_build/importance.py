@@ -1,4 +1,4 @@
-"""Stage `importance`: how much each decoder block and each MLP neuron of the teacher matters."""
+"""Stage `importance`: how much each block and each MLP neuron of the teacher matters."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from torch.utils.hooks import RemovableHandle
 
 from guardrail_model_build.data import load_split, sample
 from guardrail_model_build.examples import Encoder, Example, batches
-from guardrail_model_build.model import Block, Llama
+from guardrail_model_build.bert import Layer
+from guardrail_model_build.checkpoint import Model
+from guardrail_model_build.llama import Block
 from guardrail_model_build.workspace import Metrics, Workspace
 
 
@@ -53,7 +55,7 @@ def load(folder: Path) -> Importance:
     return Importance(blocks=tensors["blocks"], neurons=tensors["neurons"])
 
 
-def measure(model: Llama, examples: list[Example], *, batch_tokens: int = 2048) -> Importance:
+def measure(model: Model, examples: list[Example], *, batch_tokens: int = 2048) -> Importance:
     """Return the importance of `model`'s blocks and neurons on `examples`; padding is left out."""
     config = model.config
     cosines = torch.zeros(config.layers, dtype=torch.float64)
@@ -87,7 +89,7 @@ def measure(model: Llama, examples: list[Example], *, batch_tokens: int = 2048) 
 
 def _watch(
     index: int,
-    block: Block,
+    block: Block | Layer,
     on_block: Callable[[int, Tensor, Tensor], None],
     on_neurons: Callable[[int, Tensor], None],
 ) -> list[RemovableHandle]:

@@ -7,19 +7,16 @@ then needs no mask, and positions past a row's end are never read.
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from guardrail_model_build.linear import Linear, round_to
 from guardrail_model_build.quant import fake_activation, fake_weight
-from guardrail_sdk.prompt import TemplateId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,18 +46,6 @@ class LlamaConfig:
     rope_theta: float = 10_000.0
     rope_scaling: RopeScaling | None = None
     context: int = 2048
-
-
-class Linear(nn.Linear):
-    """A bias-free projection; with `block` set, its weight is rounded to INT4."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(inputs, outputs, bias=False)
-        self.block: int | None = None
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Return `input` [..., inputs], rounded already, times the weight."""
-        return F.linear(input, fake_weight(self.weight, self.block))
 
 
 class Attention(nn.Module):
@@ -203,9 +188,7 @@ class Llama(nn.Module):
 
         The unembedding stays float32: 16 or 20 rows are not worth rounding.
         """
-        for module in self.modules():
-            if isinstance(module, Linear | Attention | Mlp | Backbone):
-                module.block = block
+        round_to(self, block)
 
 
 def inverse_frequencies(config: LlamaConfig) -> Tensor:
@@ -235,59 +218,3 @@ def _rotate(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     first, second = heads.float().chunk(2, dim=-1)
     turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return turned.to(heads.dtype)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """A decoder between two stages: weights, tokenizer, template and where they come from."""
-
-    config: LlamaConfig
-    weights: dict[str, Tensor]
-    tokenizer: bytes
-    """A `tokenizer.json`."""
-    template: TemplateId
-    base: str
-    base_licence: str
-
-    def model(self) -> Llama:
-        """Return the decoder with these weights."""
-        with torch.device("meta"):
-            model = Llama(self.config)
-        model.load_state_dict(
-            {name: tensor.clone() for name, tensor in self.weights.items()}, assign=True
-        )
-        return model
-
-    def updated(self, model: Llama) -> Checkpoint:
-        """Return this checkpoint with `model`'s shape and weights."""
-        weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        return replace(self, config=model.config, weights=weights)
-
-    def save(self, folder: Path) -> None:
-        """Write `config.json`, `model.safetensors` and `tokenizer.json` into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self.weights, folder / "model.safetensors")
-        (folder / "tokenizer.json").write_bytes(self.tokenizer)
-        about = {
-            "config": asdict(self.config),
-            "template": self.template,
-            "base": self.base,
-            "base_licence": self.base_licence,
-        }
-        (folder / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, folder: Path) -> Checkpoint:
-        """Read what `save` wrote."""
-        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = about["config"]
-        scaling = shape.pop("rope_scaling")
-        config = LlamaConfig(**shape, rope_scaling=RopeScaling(**scaling) if scaling else None)
-        return cls(
-            config=config,
-            weights=load_file(folder / "model.safetensors"),
-            tokenizer=(folder / "tokenizer.json").read_bytes(),
-            template=about["template"],
-            base=about["base"],
-            base_licence=about["base_licence"],
-        )

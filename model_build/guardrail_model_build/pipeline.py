@@ -107,7 +107,10 @@ def _fingerprint(workspace: Workspace, name: str, known: dict[str, str]) -> str:
     for need in stage.needs:
         digest.update(known[need].encode())
     if name == "data":
-        digest.update((workspace.data / "manifest.json").read_bytes())
-    if name == "evaluated":
+        for folder in workspace.data:
+            for known_file in ("manifest.json", "corrections.jsonl"):
+                path = folder / known_file
+                digest.update(path.read_bytes() if path.exists() else b"")
+    if name in ("data", "evaluated"):
         digest.update("".join(sorted(path.name for path in workspace.evaluation)).encode())
     return digest.hexdigest()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from guardrail_model_build import importance
 from guardrail_model_build.importance import Importance
-from guardrail_model_build.model import Checkpoint
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.workspace import Metrics, Workspace
 
 
@@ -65,7 +65,7 @@ def keep(scores: Tensor, count: int) -> list[int]:
 
 
 def _cut(part: str, tensor: Tensor, neurons: Tensor) -> Tensor:
-    if part in ("mlp.gate_proj.weight", "mlp.up_proj.weight"):
+    if part in ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.up_proj.bias"):
         return tensor[neurons].contiguous()
     if part == "mlp.down_proj.weight":
         return tensor[:, neurons].contiguous()

@@ -24,15 +24,31 @@ def quantise_weight(weight: Tensor, block: int) -> tuple[Tensor, Tensor]:
     Returns:
         Codes, int8 [..., K] in [-8, 7], and scales, float32 [..., ceil(K / block)].
     """
-    blocks = _blocks(weight, block)
-    scales = (blocks.abs().amax(-1, keepdim=True) / 7.5).clamp_min(_TINY)
-    codes = (blocks / scales).round().clamp(-8, 7)
+    codes, scales = _nearest(_blocks(weight, block))
     return _unblocks(codes, weight.shape[-1]).to(torch.int8), scales.squeeze(-1)
 
 
 def dequantise_weight(codes: Tensor, scales: Tensor, block: int) -> Tensor:
     """Return the float32 weight [..., K] that `codes` and `scales` stand for."""
     return _unblocks(_blocks(codes.float(), block) * scales.unsqueeze(-1), codes.shape[-1])
+
+
+def _nearest(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return codes and scales [..., 1] of `blocks` [..., block], the better of two for each.
+
+    One scale spreads a block over both signs and clips its largest value by half a step; the
+    other puts that value on -8 exactly, whatever its sign: the rule of the Q4_0 format, so that
+    weights which come from it are found again without an error.
+    """
+    extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))
+    spread = (extreme.abs() / 7.5).clamp_min(_TINY)
+    exact = torch.where(extreme.abs() < 8 * _TINY, _TINY, extreme / -8)
+    spread_codes = (blocks / spread).round_().clamp_(-8, 7)
+    exact_codes = (blocks / exact).round_().clamp_(-8, 7)
+    spread_error = (spread_codes * spread - blocks).square_().sum(-1, keepdim=True)
+    exact_error = (exact_codes * exact - blocks).square_().sum(-1, keepdim=True)
+    better = exact_error < spread_error
+    return torch.where(better, exact_codes, spread_codes), torch.where(better, exact, spread)
 
 
 def quantise_activation(values: Tensor, block: int) -> Tensor:
@@ -48,9 +64,7 @@ class _FakeWeight(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: object, weight: Tensor, block: int) -> Tensor:
-        blocks = _blocks(weight, block)
-        scales = (blocks.abs().amax(-1, keepdim=True) / 7.5).clamp_min(_TINY)
-        codes = (blocks / scales).round_().clamp_(-8, 7)
+        codes, scales = _nearest(_blocks(weight, block))
         return _unblocks(codes.mul_(scales), weight.shape[-1])
 
     @staticmethod

@@ -1,6 +1,6 @@
 """Makes a tiny model folder with random weights, which the SDK opens like any other: for tests.
 
-Usage: `python -m guardrail_model_build.tiny FOLDER [--template compact|llama-guard-3]`. Its
+Usage: `python -m guardrail_model_build.tiny FOLDER [--template compact|segments|llama-guard-3]`. Its
 verdicts mean nothing, but everything around them (hashes, tokenizer, graph, key and value
 cache) is as in a real model. The same arguments always make the same files.
 """
@@ -17,8 +17,10 @@ import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
+from guardrail_model_build.bert import Bert, BertConfig
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.export import export_folder
-from guardrail_model_build.model import Checkpoint, Llama, LlamaConfig
+from guardrail_model_build.llama import Llama, LlamaConfig
 from guardrail_sdk import Message
 from guardrail_sdk.artifact import (
     MANIFEST,
@@ -36,9 +38,11 @@ from guardrail_sdk.prompt import template as template_of
 
 BLOCK_SIZE = 32
 SEED = 7
+_ENCODER_MARKERS = ("<user>", "<assistant>")
 _LICENCE = "Apache-2.0"
 _SPECIALS: dict[TemplateId, tuple[str, ...]] = {
     "compact": ("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    "segments": ("<s>", "</s>", *_ENCODER_MARKERS),
     "llama-guard-3": (
         "<|begin_of_text|>",
         "<|start_header_id|>",
@@ -46,8 +50,13 @@ _SPECIALS: dict[TemplateId, tuple[str, ...]] = {
         "<|eot_id|>",
     ),
 }
-_CONTEXT: dict[TemplateId, int] = {"compact": 128, "llama-guard-3": 512}
-_VOCABULARY: dict[TemplateId, int] = {"compact": 512, "llama-guard-3": 1024}
+_NAMES: dict[TemplateId, str] = {
+    "compact": "tiny",
+    "segments": "tiny-encoder",
+    "llama-guard-3": "tiny-llama-guard",
+}
+_CONTEXT: dict[TemplateId, int] = {"compact": 128, "segments": 128, "llama-guard-3": 512}
+_VOCABULARY: dict[TemplateId, int] = {"compact": 512, "segments": 512, "llama-guard-3": 1024}
 _SENTENCES = (
     "system user assistant tool input verdict output verdict",
     "How do I bake bread when the oven is broken?",
@@ -79,28 +88,48 @@ def make(folder: Path, template: TemplateId = "compact") -> Artifact:
 
 
 def tiny_checkpoint(template: TemplateId = "compact") -> Checkpoint:
-    """Return a decoder with random weights and a small tokenizer that suits `template`."""
+    """Return a model with random weights and a small tokenizer that suits `template`."""
     tokenizer = _tokenizer(template)
-    config = LlamaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden=64,
-        mlp=128,
-        layers=2,
-        heads=4,
-        kv_heads=2,
-        head_dim=16,
-        outputs=len(template_of(template).outputs),
-        context=_CONTEXT[template],
-    )
-    model = Llama(config)
+    model = _encoder(tokenizer) if template == "segments" else _decoder(tokenizer, template)
     randomise(model, SEED)
     return Checkpoint(
-        config=config,
+        config=model.config,
         weights={name: tensor.detach() for name, tensor in model.state_dict().items()},
         tokenizer=tokenizer.to_str(pretty=True).encode(),
         template=template,
         base="random weights",
         base_licence=_LICENCE,
+    )
+
+
+def _decoder(tokenizer: Tokenizer, template: TemplateId) -> Llama:
+    return Llama(
+        LlamaConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden=64,
+            mlp=128,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            head_dim=16,
+            outputs=len(template_of(template).outputs),
+            context=_CONTEXT[template],
+        )
+    )
+
+
+def _encoder(tokenizer: Tokenizer) -> Bert:
+    return Bert(
+        BertConfig(
+            vocab_size=tokenizer.get_vocab_size(),
+            hidden=64,
+            mlp=128,
+            layers=2,
+            heads=4,
+            outputs=len(template_of("segments").outputs),
+            markers=tuple(tokenizer.token_to_id(marker) for marker in _ENCODER_MARKERS),
+            context=_CONTEXT["segments"],
+        )
     )
 
 
@@ -139,7 +168,7 @@ def _tokenizer(template: TemplateId) -> Tokenizer:
 
 def _corpus(template: TemplateId) -> list[str]:
     """Return what the tokenizer learns from: sentences, and the template's own words."""
-    if template == "compact":
+    if template != "llama-guard-3":
         return list(_SENTENCES)
     guard = LlamaGuardTemplate()
     prompt = guard.render([Message(role="user", content="")])
@@ -149,20 +178,20 @@ def _corpus(template: TemplateId) -> list[str]:
 
 def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
     template = template_of(checkpoint.template)
-    name = "tiny" if checkpoint.template == "compact" else "tiny-llama-guard"
+    name = _NAMES[checkpoint.template]
     files = tuple(sorted(path.name for path in folder.iterdir() if path.name != MANIFEST))
     recipe = f"tiny {checkpoint.template} seed {SEED}"
     return Manifest(
         contract_version=1,
         name=name,
         version="0.1.0",
-        family="llama",
+        family=checkpoint.family,
         template=checkpoint.template,
         outputs=template.outputs,
         taxonomy="mlcommons-llama-guard-3",
         context_length=checkpoint.config.context,
         layers=checkpoint.config.layers,
-        kv_heads=checkpoint.config.kv_heads,
+        kv_heads=checkpoint.kv_heads,
         head_dim=checkpoint.config.head_dim,
         quantisation=Quantisation(bits=4, block_size=BLOCK_SIZE),
         thresholds={"input": Thresholds(unsafe=0.5), "output": Thresholds(unsafe=0.5)},

@@ -17,7 +17,7 @@ from rich.progress import (
 from torch import Tensor
 
 from guardrail_model_build.examples import Batch, Example, batches
-from guardrail_model_build.model import Llama
+from guardrail_model_build.checkpoint import Model
 from guardrail_model_build.objective import distil_loss, label_loss
 from guardrail_model_build.recipe import Training
 from guardrail_sdk.prompt import TemplateId
@@ -27,7 +27,7 @@ _CLIP = 1.0
 
 
 def fit(
-    model: Llama,
+    model: Model,
     template: TemplateId,
     examples: Sequence[Example],
     training: Training,
@@ -44,7 +44,7 @@ def fit(
     for the order of floating-point sums.
 
     Args:
-        model: The decoder; `frozen_blocks` of it don't move.
+        model: The model; `frozen_blocks` of it don't move.
         template: How its outputs are normalised.
         examples: What to train on.
         training: Learning rate, length and the rest.
@@ -98,7 +98,7 @@ def fit(
 
 
 def predict(
-    model: Llama, examples: Sequence[Example], *, batch_tokens: int = 4096, bfloat16: bool = False
+    model: Model, examples: Sequence[Example], *, batch_tokens: int = 4096, bfloat16: bool = False
 ) -> list[Tensor]:
     """Return each example's logits float32 [positions, outputs], in the examples' order."""
     model.eval()
@@ -125,7 +125,7 @@ def _plan(examples: Sequence[Example], training: Training, seed: int) -> list[Ba
 
 
 def _step(
-    model: Llama,
+    model: Model,
     template: TemplateId,
     batch: Batch,
     training: Training,
@@ -135,13 +135,13 @@ def _step(
     """Add one batch's gradients, clipped, and return its loss."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.bfloat16):
         logits = model(batch.ids, batch.positions)
-    loss = label_loss(template, logits, batch.labels)
+    loss = label_loss(template, logits, batch.labels, batch.weights)
     if teacher is not None:
         targets = torch.full_like(logits, math.nan)
         for row, index in enumerate(batch.rows):
             targets[row, : len(teacher[index])] = teacher[index]
         share = training.distil_share
-        loss = (1 - share) * loss + share * distil_loss(template, logits, targets)
+        loss = (1 - share) * loss + share * distil_loss(template, logits, targets, batch.weights)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, _CLIP)
     value = loss.item()
@@ -159,7 +159,7 @@ def _rate(step: int, steps: int, warmup_share: float) -> float:
 
 def _save(
     path: Path,
-    model: Llama,
+    model: Model,
     optimiser: torch.optim.Optimizer,
     schedule: torch.optim.lr_scheduler.LRScheduler,
     losses: list[float],

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from pydantic import BaseModel, JsonValue
 
-from guardrail_model_build.model import Checkpoint
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.recipe import Recipe
 
 Metrics = Mapping[str, JsonValue]
@@ -23,13 +23,13 @@ class Workspace:
 
     Attributes:
         recipe: What to build.
-        data: Folder of labelled rows with their `manifest.json`.
+        data: Folders of labelled rows, each with its `manifest.json`.
         evaluation: Files of labelled rows that the shipped model is reported on; never trained on.
         folder: Holds one folder per stage.
     """
 
     recipe: Recipe
-    data: Path
+    data: tuple[Path, ...]
     evaluation: tuple[Path, ...] = ()
     folder: Path
 

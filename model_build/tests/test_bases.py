@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
 from guardrail_model_build.bases import load_base, output_token
-from guardrail_model_build.model import Checkpoint
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.recipe import Base
 from guardrail_model_build.tiny import tiny_checkpoint
 from guardrail_sdk.prompt import LlamaGuardTemplate

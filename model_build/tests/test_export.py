@@ -17,14 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guardrail_model_build.export import (
-    BLOCK_SIZES,
-    OPSET,
-    export_folder,
-    export_onnx,
-    pack_nibbles,
-)
-from guardrail_model_build.model import Llama, LlamaConfig, RopeScaling
+from guardrail_model_build.export import export_folder, export_onnx
+from guardrail_model_build.graph import BLOCK_SIZES, OPSET, pack_nibbles
+from guardrail_model_build.llama import Llama, LlamaConfig, RopeScaling
 from guardrail_model_build.quant import dequantise_weight, quantise_weight
 from guardrail_model_build.tiny import randomise, tiny_checkpoint
 

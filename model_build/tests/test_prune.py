@@ -7,7 +7,7 @@ import torch
 
 from guardrail_model_build.examples import Example
 from guardrail_model_build.importance import Importance, measure
-from guardrail_model_build.model import Checkpoint
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.prune import keep, prune
 from guardrail_model_build.tiny import tiny_checkpoint
 

@@ -38,9 +38,8 @@ class Engine:
     def __init__(self, artifact: Artifact) -> None:
         self._artifact = artifact
         manifest = artifact.manifest
-        self._past = [
-            f"{layer}.{part}" for layer in range(manifest.layers) for part in ("key", "value")
-        ]
+        cached = manifest.layers if manifest.family == "llama" else 0
+        self._past = [f"{layer}.{part}" for layer in range(cached) for part in ("key", "value")]
 
     def load(self) -> None:
         """Load the graph, unless this process already has.
@@ -51,7 +50,7 @@ class Engine:
         self._session()
 
     def classify(self, rows: Sequence[Sequence[int]], budget: Budget) -> NDArray[np.float32]:
-        """Return the logits at the last position of each row, float32 [rows, outputs].
+        """Return the logits of each row, a decoder's at its last position: float32 [rows, outputs].
 
         Args:
             rows: Token ids, at least one a row; of any lengths up to the model's context. They
@@ -69,9 +68,10 @@ class Engine:
         with self._running(budget) as run:
             for batch in batches(rows):
                 feed = self._feed([rows[index] for index in batch])
-                last = [len(rows[index]) - 1 for index in batch]
                 found = run(["logits"], feed)[0]
-                logits[batch] = _finite(found[range(len(batch)), last])
+                if found.ndim > 2:
+                    found = found[range(len(batch)), [len(rows[index]) - 1 for index in batch]]
+                logits[batch] = _finite(found)
         return logits
 
     def knows(self, token: int) -> bool:

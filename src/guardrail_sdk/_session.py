@@ -137,10 +137,15 @@ def _refuse_unlisted_data(artifact: Artifact) -> None:
 def _check_signature(session: Session, artifact: Artifact) -> None:
     """Raise ArtifactError unless the graph's inputs and outputs are what the manifest says."""
     manifest = artifact.manifest
-    past = [f"{layer}.{part}" for layer in range(manifest.layers) for part in ("key", "value")]
+    decoder = manifest.family == "llama"
+    layers = manifest.layers if decoder else 0
+    past = [f"{layer}.{part}" for layer in range(layers) for part in ("key", "value")]
     inputs = {node.name: (node.type, len(node.shape)) for node in session.get_inputs()}
     caches = {tuple(node.shape[1::2]) for node in session.get_inputs() if len(node.shape) == 4}
-    outputs = {node.name: (node.type, node.shape[-1]) for node in session.get_outputs()}
+    outputs = {
+        node.name: (node.type, len(node.shape), node.shape[-1]) for node in session.get_outputs()
+    }
+    logits = ("tensor(float)", 3 if decoder else 2, len(manifest.outputs))
     expected_inputs = {
         "input_ids": ("tensor(int64)", 2),
         "attention_mask": ("tensor(int64)", 2),
@@ -148,8 +153,8 @@ def _check_signature(session: Session, artifact: Artifact) -> None:
     }
     if (
         inputs != expected_inputs
-        or caches != {(manifest.kv_heads, manifest.head_dim)}
-        or outputs.get("logits") != ("tensor(float)", len(manifest.outputs))
+        or caches != ({(manifest.kv_heads, manifest.head_dim)} if decoder else set())
+        or outputs.get("logits") != logits
         or not outputs.keys() >= {f"present.{name}" for name in past}
     ):
         raise ArtifactError(

@@ -25,6 +25,9 @@ CONTRACT_VERSION: Final = 1
 MANIFEST: Final = "manifest.json"
 MODEL_VARIABLE: Final = "GUARDRAIL_MODEL"
 
+Family = Literal["llama", "encoder"]
+"""`llama`: a decoder with a key-value cache; `encoder`: a BERT that reads everything at once."""
+
 Probability = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -76,7 +79,7 @@ class Manifest(_Strict):
     contract_version: Literal[1]
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*$")]
     version: Annotated[str, Field(pattern=r"^\d+\.\d+\.\d+$")]
-    family: Literal["llama"]
+    family: Family
     template: TemplateId
     outputs: tuple[str, ...]
     """What each output logit means, in order; the template's own list."""
@@ -84,7 +87,8 @@ class Manifest(_Strict):
     context_length: Annotated[int, Field(ge=64)]
     """The most tokens the model judges at once; longer texts are judged in windows."""
     layers: Annotated[int, Field(ge=1)]
-    kv_heads: Annotated[int, Field(ge=1)]
+    kv_heads: Annotated[int, Field(ge=0)]
+    """Of a decoder's cache; 0 for an encoder, which has none."""
     head_dim: Annotated[int, Field(ge=1)]
     quantisation: Quantisation | None
     thresholds: dict[Stage, Thresholds]
@@ -95,6 +99,10 @@ class Manifest(_Strict):
 
     @model_validator(mode="after")
     def _is_complete(self) -> Self:
+        if (self.family == "encoder") != (self.template == "segments"):
+            raise ValueError("the template `segments` goes with the family `encoder`, others don't")
+        if (self.family == "encoder") != (self.kv_heads == 0):
+            raise ValueError("kv_heads must be 0 for an encoder, and more for a decoder")
         if self.outputs != template(self.template).outputs:
             raise ValueError(f"outputs are not those of the template {self.template!r}")
         for stage in get_args(Stage):

@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 from guardrail_sdk._errors import MessageError
 from guardrail_sdk._types import Category, Message, Stage
 
-TemplateId = Literal["compact", "llama-guard-3"]
+TemplateId = Literal["compact", "segments", "llama-guard-3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,34 @@ class CompactTemplate:
                 Special("<|im_end|>"),
             ]
         return [*pieces, Special("<|im_start|>"), Text(f"{stage} verdict\n")]
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentsTemplate:
+    """Ours, for encoders made by this project: every message after its role's marker.
+
+    The last marker tells the model which message is judged, and as what. As in `compact`, one
+    forward pass gives the verdict and every category.
+    """
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """`safe`, `unsafe`, then S1 to S14."""
+        return ("safe", "unsafe", *Category)
+
+    @property
+    def decodes_categories(self) -> bool:
+        """False: categories are outputs of the same pass."""
+        return False
+
+    def render(self, conversation: Sequence[Message]) -> list[Piece]:
+        """Return `<s>`, each message after `<user>` or `<assistant>`, then `</s>`."""
+        stage_of(conversation)
+        pieces: list[Piece] = [Special("<s>")]
+        for message in _turns(conversation):
+            marker = Special("<assistant>" if message.role == "assistant" else "<user>")
+            pieces += [marker, Text(message.content)]
+        return [*pieces, Special("</s>")]
 
 
 _LLAMA_GUARD_NAMES: Mapping[Category, str] = {
@@ -227,4 +255,9 @@ def _neutralise(text: str) -> str:
 
 def template(template_id: TemplateId) -> Template:
     """Return the template that a manifest names."""
-    return {"compact": CompactTemplate(), "llama-guard-3": LlamaGuardTemplate()}[template_id]
+    templates: Mapping[TemplateId, Template] = {
+        "compact": CompactTemplate(),
+        "segments": SegmentsTemplate(),
+        "llama-guard-3": LlamaGuardTemplate(),
+    }
+    return templates[template_id]
