@@ -79,7 +79,7 @@ def test_long_messages_are_cut_to_their_roles_cap(prepared: Workspace) -> None:
 def test_rows_that_disagree_about_the_same_words_are_dropped(
     prepared: Workspace, tmp_path: Path
 ) -> None:
-    path = prepared.data / "train" / "prompts.jsonl.gz"
+    path = prepared.data[0] / "train" / "prompts.jsonl.gz"
     lines = gzip.decompress(path.read_bytes()).decode().splitlines()
     first = json.loads(lines[0])
     opposite = first | {"id": "again", "unsafe": not first["unsafe"], "categories": []}

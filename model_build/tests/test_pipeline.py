@@ -1,4 +1,4 @@
-"""Whole builds on tiny random weights, for both templates."""
+"""Whole builds on tiny random weights, for every template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from guardrail_sdk.prompt import TemplateId, template
 RECIPES = Path(__file__).parent.parent / "recipes"
 
 
-@pytest.fixture(scope="module", params=["compact", "llama-guard-3"])
+@pytest.fixture(scope="module", params=["compact", "segments", "llama-guard-3"])
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A finished build, reported on a file that it never trained on."""
     template_id: TemplateId = request.param
@@ -28,7 +28,7 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     data = write_data(folder / "data")
     workspace = Workspace(
         recipe=tiny_recipe(base, template_id),
-        data=data,
+        data=(data,),
         evaluation=(data / "train" / "secret.jsonl.gz",),
         folder=folder / "out",
     )

@@ -31,7 +31,7 @@ def test_codes_are_int4_and_within_half_a_step(
     assert int(codes.min()) >= -8
     assert int(codes.max()) <= 7
     back = quant.dequantise_weight(codes, scales, block)
-    step = scales.repeat_interleave(block, 1)[:, :length]
+    step = scales.abs().repeat_interleave(block, 1)[:, :length]
     assert bool(((back - weight).abs() <= 0.5001 * step).all())
 
 

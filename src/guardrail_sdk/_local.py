@@ -115,8 +115,9 @@ class LocalModel:
         worst = max(candidates, key=lambda candidate: scores[candidate.row.ids])
         probability = scores[worst.row.ids]
         thresholds = self._artifact.manifest.thresholds[stage]
+        preset = thresholds.at(policy.preset)
         own = policy.unsafe_threshold(stage)
-        unsafe = probability >= (thresholds.unsafe if own is None else own)
+        unsafe = probability >= (preset if own is None else own)
         verdict_logits = logits[prompts.index(worst.row.ids)]
         return Verdict(
             unsafe_probability=probability,
@@ -128,7 +129,7 @@ class LocalModel:
             windowed=worst.windowed,
             context_trimmed=context != tuple(earlier),
             reading=worst.reading.name,
-            threshold=thresholds.unsafe,
+            threshold=preset,
             category_thresholds=thresholds.categories,
             model=self.id,
             policy=policy.id,

@@ -12,7 +12,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guardrail_sdk._errors import ConfigError
-from guardrail_sdk._types import Action, Category, Decision, Stage, Verdict
+from guardrail_sdk._types import Action, Category, Decision, Preset, Stage, Verdict
 
 REDACTED = "[redacted by guardrail]"
 """What replaces a message or window whose action is redact."""
@@ -40,9 +40,11 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    preset: Preset = "balanced"
+    """Which of the model's own thresholds of P(unsafe) apply: `strict` blocks more."""
     categories: tuple[CategoryRule, ...] = ()
     input_threshold: _Probability | None = None
-    """P(unsafe) from which a user's message counts as unsafe; None for the model's own."""
+    """P(unsafe) from which a user's message counts as unsafe; None for the preset's."""
     output_threshold: _Probability | None = None
     """The same for an assistant's message."""
     on_error: Literal["block", "allow"] = "block"

@@ -130,7 +130,8 @@ def _model_fields(artifact: Artifact) -> Iterator[tuple[str, str]]:
         else f"INT{quantisation.bits}, blocks of {quantisation.block_size}; INT8 activations",
     )
     for stage, thresholds in manifest.thresholds.items():
-        yield f"{stage} threshold", f"{thresholds.unsafe:g}"
+        offered = (f"{preset} {value:g}" for preset, value in thresholds.by_preset.items())
+        yield f"{stage} thresholds", ", ".join(offered)
     yield "base", f"{provenance.base} ({provenance.base_licence})"
     yield "recipe", f"{provenance.recipe}, seed {provenance.seed}"
     uses = (f"{use}: {rows}" for use, rows in provenance.data_by_use.items())

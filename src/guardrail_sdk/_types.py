@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
+Preset = Literal["strict", "balanced", "permissive"]
+"""How readily a model's verdict counts as unsafe: its own default, more readily, or less."""
 Role = Literal["system", "user", "assistant", "tool"]
 """Who wrote a message. Only `user` and `assistant` messages are judged; the others are context."""
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, m
 
 from guardrail_sdk import _bundled
 from guardrail_sdk._errors import ArtifactError
-from guardrail_sdk._types import Category, Stage
+from guardrail_sdk._types import Category, Preset, Stage
 from guardrail_sdk.prompt import TemplateId, template
 
 CONTRACT_VERSION: Final = 1
@@ -49,7 +49,43 @@ class Thresholds(_Strict):
     """The probabilities from which one stage's text counts as unsafe, and as each hazard."""
 
     unsafe: Probability
+    """The default: the preset `balanced`."""
+    strict: Probability | None = None
+    """What blocks more; None if the model offers no such preset."""
+    permissive: Probability | None = None
+    """What blocks less."""
     categories: dict[Category, Probability] = Field(default_factory=dict[Category, float])
+
+
+    @model_validator(mode="after")
+    def _are_in_order(self) -> Self:
+        if (self.strict or 0.0) > self.unsafe or (self.permissive or 1.0) < self.unsafe:
+            raise ValueError("the thresholds must rise from strict over unsafe to permissive")
+        return self
+
+    @property
+    def by_preset(self) -> dict[Preset, float]:
+        """The threshold of P(unsafe) at every preset that the model offers."""
+        offered: dict[Preset, float | None] = {
+            "strict": self.strict,
+            "balanced": self.unsafe,
+            "permissive": self.permissive,
+        }
+        return {preset: value for preset, value in offered.items() if value is not None}
+
+    def at(self, preset: Preset) -> float:
+        """Return the threshold of P(unsafe) at `preset`.
+
+        Raises:
+            ArtifactError: If the model has no such preset.
+        """
+        threshold = self.by_preset.get(preset)
+        if threshold is None:
+            raise ArtifactError(
+                f"The model has no preset {preset!r}. Use `balanced`, or set the policy's "
+                "input_threshold and output_threshold instead."
+            )
+        return threshold
 
 
 class Calibration(_Strict):
