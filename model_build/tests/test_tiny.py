@@ -18,9 +18,10 @@ from guardrail_sdk.artifact import Artifact, open_artifact
 from guardrail_sdk.prompt import Special, TemplateId, template
 
 Array = NDArray[np.int64] | NDArray[np.float32]
-TEMPLATES: list[TemplateId] = ["compact", "llama-guard-3"]
+TEMPLATES: list[TemplateId] = ["compact", "segments", "llama-guard-3"]
 COMMITTED: dict[TemplateId, Path] = {
     "compact": Path(__file__).parents[2] / "tests" / "data" / "tiny",
+    "segments": Path(__file__).parents[2] / "tests" / "data" / "tiny-encoder",
     "llama-guard-3": Path(__file__).parents[2] / "tests" / "data" / "tiny-llama-guard",
 }
 
@@ -56,13 +57,13 @@ def _logits(artifact: Artifact, text: str) -> NDArray[np.float32]:
     empty = np.zeros((1, manifest.kv_heads, 0, manifest.head_dim), np.float32)
     feeds |= {
         f"past_key_values.{index}.{part}": empty
-        for index in range(manifest.layers)
+        for index in range(manifest.layers if manifest.family == "llama" else 0)
         for part in ("key", "value")
     }
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1  # threads only spin on models this small
     session = cast(Session, ort.InferenceSession(artifact.graph, options))
-    return session.run(["logits"], feeds)[0][0, -1]
+    return session.run(["logits"], feeds)[0].reshape(-1, len(manifest.outputs))[-1]
 
 
 def test_it_judges_a_rendered_prompt(artifact: Artifact) -> None:

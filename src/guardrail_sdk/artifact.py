@@ -56,16 +56,16 @@ class Thresholds(_Strict):
     """What blocks less."""
     categories: dict[Category, Probability] = Field(default_factory=dict[Category, float])
 
-
     @model_validator(mode="after")
     def _are_in_order(self) -> Self:
-        if (self.strict or 0.0) > self.unsafe or (self.permissive or 1.0) < self.unsafe:
+        offered = list(self.by_preset.values())
+        if offered != sorted(offered):
             raise ValueError("the thresholds must rise from strict over unsafe to permissive")
         return self
 
     @property
     def by_preset(self) -> dict[Preset, float]:
-        """The threshold of P(unsafe) at every preset that the model offers."""
+        """The threshold of P(unsafe) at every preset that the model offers, strictest first."""
         offered: dict[Preset, float | None] = {
             "strict": self.strict,
             "balanced": self.unsafe,
