@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from guardrail_model_build.bases import stored_types
+from guardrail_model_build.findings import Figures
 from guardrail_model_build.reports import (
     DataReport,
     EvaluationReport,
-    FileReport,
     PruneReport,
     TrainingReport,
 )
+from guardrail_model_build.scores import VALIDATION
+from guardrail_model_build.thresholds import SIDES
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.artifact import Manifest
+from guardrail_sdk.evaluation import Interval
 
 _HEADINGS = {
     "ship": "Licences under which weights trained on the data may be shipped",
@@ -122,29 +125,80 @@ def _figures(workspace: Workspace, manifest: Manifest) -> str:
         "",
         f"Every step of the build, on the same {found.rows:,} rows of the validation split. Each",
         "step is read at the threshold that holds its false-positive rate at the recipe's limit.",
+        "Brackets hold 95 % intervals of a bootstrap over the rows.",
         "",
-        "| step | judged | F1 | recall | FPR | AUPRC | verdicts that differ from the teacher's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| step | judged | F1 | recall | FPR | AUPRC | ECE | verdicts changed by the step |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for name, sides in found.stages.items():
-        for side, row in sides.items():
-            lines.append(
-                f"| {_STAGES[name]} | {side} | {row.f1:.3f} | {row.recall:.3f} | "
-                f"{row.fpr:.3f} | {row.auprc:.3f} | {row.flips_from_teacher:.1%} |"
-            )
-    drift = found.onnx_against_qat
-    lines += [
-        "",
-        f"The ONNX file's verdict logits differ from the PyTorch model's by "
-        f"{drift.mean_difference:.1e} on average, {drift.largest_difference:.1e} at most:",
-        "an activation on a rounding tie falls to either side by float noise, and others follow.",
-    ]
+    for name, sides in found.steps.items():
+        for side in SIDES:
+            if side in sides:
+                flips = found.flips.get(name, {}).get(side)
+                changed = "-" if flips is None else f"{flips:.1%}"
+                cells = " | ".join(_step_cells(sides[side]))
+                lines.append(f"| {_STAGES.get(name, name)} | {side} | {cells} | {changed} |")
+    lines += ["", *_quantised(found), *_presets(found), *_partial(found)]
     if found.evaluation:
         lines += _public(found.evaluation, manifest)
     return "\n".join(lines)
 
 
-def _public(reports: Mapping[str, FileReport], manifest: Manifest) -> list[str]:
+def _step_cells(row: Figures) -> list[str]:
+    return [
+        _ranged(row.f1, row.f1_interval),
+        _number(row.recall),
+        _ranged(row.fpr, row.fpr_interval),
+        _number(row.auprc),
+        _number(row.ece),
+    ]
+
+
+def _quantised(found: EvaluationReport) -> list[str]:
+    """Say what INT4 cost, and how far the ONNX file is from the PyTorch model."""
+    cost = found.quantisation
+    one = cost.overall["both"]
+    return [
+        f"INT4 against the same student in float32 (`{cost.student}`), {one.rows:,} rows of all",
+        f"sets: F1 {_signed(one.f1, one.f1_interval)}, FPR {_signed(one.fpr, one.fpr_interval)}"
+        " (paired",
+        f"bootstrap); {one.flips:.1%} of the verdicts differ.",
+        "The ONNX file's verdict logits differ from the PyTorch model's by "
+        f"{cost.mean_difference:.1e} on average, {cost.largest_difference:.1e} at most:",
+        "an activation on a rounding tie falls to either side by float noise, and others follow.",
+    ]
+
+
+def _presets(found: EvaluationReport) -> list[str]:
+    lines = [
+        "",
+        "Thresholds on P(unsafe), with what they gave on validation; `balanced` is the default.",
+        "",
+        "| preset | judged | threshold | FPR | recall | F1 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for preset, sides in found.presets.items():
+        for side, row in sides.items():
+            figures = [row.fpr[VALIDATION], row.recall[VALIDATION], row.f1[VALIDATION]]
+            cells = " | ".join(map(_number, figures))
+            lines.append(f"| {preset} | {side} | {row.threshold:.4g} | {cells} |")
+    return lines
+
+
+def _partial(found: EvaluationReport) -> list[str]:
+    partial = found.partial
+    if partial is None or partial.characters is None or partial.never is None:
+        return []
+    share = "-" if partial.safe_flagged is None else f"{partial.safe_flagged:.1%}"
+    return [
+        "",
+        f"Unfinished responses ({partial.rows} of validation, judged at each tenth): the first",
+        f"flag of an unsafe one comes after at most {partial.characters:,.0f} characters (median);"
+        f" {partial.never:.1%}",
+        f"are never flagged; {share} of the safe ones are flagged at some point.",
+    ]
+
+
+def _public(reports: Mapping[str, Figures], manifest: Manifest) -> list[str]:
     thresholds = " and ".join(
         f"{manifest.thresholds[stage].unsafe:.2f} ({stage})" for stage in manifest.thresholds
     )
@@ -156,10 +210,30 @@ def _public(reports: Mapping[str, FileReport], manifest: Manifest) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, row in reports.items():
-        figures = (row.f1, row.precision, row.recall, row.fpr, row.auprc, row.always_unsafe_f1)
-        cells = ["-" if figure is None else f"{figure:.3f}" for figure in figures]
+        cells = [
+            _ranged(row.f1, row.f1_interval),
+            _number(row.precision),
+            _ranged(row.recall, row.recall_interval),
+            _ranged(row.fpr, row.fpr_interval),
+            _number(row.auprc),
+            _number(row.always_unsafe_f1),
+        ]
         lines.append(f"| {name} | {row.rows:,} | {' | '.join(cells)} |")
     return lines
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _ranged(value: float | None, ends: Interval | None) -> str:
+    return _number(value) + ("" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]")
+
+
+def _signed(value: float | None, ends: Interval | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:+.3f}" + ("" if ends is None else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]")
 
 
 def _limits(workspace: Workspace) -> str:

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -42,6 +43,9 @@ class Stage:
     settings: Callable[[Recipe], tuple[BaseModel | str | int, ...]]
 
 
+MODELS = ("teacher", "pruned", "distilled", "qat")
+"""The stages that leave a model in PyTorch, each made from the one before."""
+
 STAGES: dict[str, Stage] = {
     "base": Stage(bases.run, (), lambda recipe: (recipe.base, recipe.template, recipe.seed)),
     "data": Stage(data.run, ("base",), lambda recipe: (recipe.data,)),
@@ -60,8 +64,8 @@ STAGES: dict[str, Stage] = {
     ),
     "exported": Stage(export.run, ("qat",), lambda recipe: (recipe.block_size,)),
     "evaluated": Stage(
-        evaluate.run,
-        ("data", "teacher", "pruned", "distilled", "qat", "exported"),
+        partial(evaluate.run, steps=MODELS),
+        ("data", *MODELS, "exported"),
         lambda recipe: (recipe.evaluation, recipe.context_length),
     ),
     "packed": Stage(pack.run, ("evaluated",), lambda recipe: (recipe.name, recipe.version)),

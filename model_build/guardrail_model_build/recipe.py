@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guardrail_sdk.prompt import TemplateId
 
@@ -83,12 +83,41 @@ class Prune(_Strict):
     calibration_rows: int = 512
 
 
-class Evaluation(_Strict):
-    """What stages are compared on, and how thresholds are chosen on the validation split."""
+class Limits(_Strict):
+    """The false-positive rate on validation that a preset may reach, on prompts and responses."""
 
-    sample_rows: int = 1500
-    false_positive_rate: dict[Literal["input", "output"], float]
-    """The threshold is the lowest at which validation's false-positive rate is at most this."""
+    input: _Share
+    output: _Share
+
+
+class Presets(_Strict):
+    """Three settings of the thresholds; `balanced` is the one that the model ships with."""
+
+    strict: Limits
+    """Blocks more."""
+    balanced: Limits
+    permissive: Limits
+    """Blocks less."""
+
+    @model_validator(mode="after")
+    def _are_in_order(self) -> Self:
+        for side in ("input", "output"):
+            rising = (self.permissive, self.balanced, self.strict)
+            rates: list[float] = [getattr(limits, side) for limits in rising]
+            if rates != sorted(rates):
+                raise ValueError(f"{side}: permissive <= balanced <= strict does not hold")
+        return self
+
+
+class Evaluation(_Strict):
+    """What the steps are compared on, and how thresholds are chosen on the validation split."""
+
+    sample_rows: int = 3000
+    """At most so many validation rows are judged, spread over the sources."""
+    prefix_rows: int = 200
+    """So many responses are also judged unfinished, a tenth of their text at a time."""
+    false_positive_rate: Presets
+    """A threshold is the lowest at which validation's false-positive rate is at most this."""
 
 
 class Recipe(_Strict):

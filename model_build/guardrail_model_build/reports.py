@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+from guardrail_model_build.findings import (
+    Figures,
+    Partial,
+    PresetFindings,
+    Quantisation,
+    Side,
+)
+from guardrail_model_build.thresholds import Preset
 from guardrail_sdk import Stage
 from guardrail_sdk.artifact import Calibration, Thresholds
 
@@ -40,43 +48,23 @@ class TrainingReport(_Report):
     tokens: int
 
 
-class SideReport(_Report):
-    """How one stage's model did on prompts or on responses, at its own threshold."""
-
-    f1: float
-    recall: float
-    fpr: float
-    auprc: float
-    flips_from_teacher: float
-    """Share of the rows whose verdict differs from the teacher's."""
-
-
-class DriftReport(_Report):
-    """How far the ONNX file's verdict logits are from the PyTorch model's."""
-
-    mean_difference: float
-    largest_difference: float
-
-
-class FileReport(_Report):
-    """How the shipped model did on one file; None where a figure has no meaning."""
-
-    rows: int
-    f1: float | None
-    precision: float | None
-    recall: float | None
-    fpr: float | None
-    auprc: float | None
-    always_unsafe_f1: float | None
-
-
 class EvaluationReport(_Report):
-    """What `evaluated` found."""
+    """What `evaluated` found: the part of it that the manifest and the card carry.
+
+    Files and steps are measured at the `balanced` thresholds, which the model ships with.
+    """
 
     rows: int
-    onnx_against_qat: DriftReport
-    stages: dict[str, dict[Stage, SideReport]]
+    """Labelled rows of the validation split that every step judged."""
+    steps: dict[str, dict[Side, Figures]]
+    """Figures on validation by step, in the order of the build; the last is the ONNX file."""
+    flips: dict[str, dict[Side, float]]
+    """By step but the first: share of the validation rows judged otherwise than one step before."""
     calibration: dict[Stage, Calibration]
     thresholds: dict[Stage, Thresholds]
-    evaluation: dict[str, FileReport]
-    """By file name without ending."""
+    presets: dict[Preset, dict[Side, PresetFindings]]
+    quantisation: Quantisation
+    partial: Partial | None
+    evaluation: dict[str, Figures]
+    """The shipped model by file name without ending, validation left out."""
+    latency_ms: float | None

@@ -160,7 +160,15 @@ def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
             "prune": {"blocks": 2, "mlp": 96, "calibration_rows": 40},
             "distil": training,
             "qat": training | {"epochs": 1},
-            "evaluation": {"sample_rows": 60, "false_positive_rate": {"input": 0.1, "output": 0.1}},
+            "evaluation": {
+                "sample_rows": 60,
+                "prefix_rows": 8,
+                "false_positive_rate": {
+                    "strict": {"input": 0.2, "output": 0.2},
+                    "balanced": {"input": 0.1, "output": 0.1},
+                    "permissive": {"input": 0.0, "output": 0.0},
+                },
+            },
         }
     )
 

@@ -1,0 +1,138 @@
+"""Calibration and thresholds: what makes a margin a probability, and a probability a verdict.
+
+Both are chosen on the validation split alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score
+
+from guardrail_model_build.recipe import Presets
+from guardrail_sdk import Category, Stage
+from guardrail_sdk.artifact import Calibration
+
+Preset = Literal["strict", "balanced", "permissive"]
+PRESETS: tuple[Preset, ...] = get_args(Preset)
+SIDES: tuple[Stage, ...] = get_args(Stage)
+DEFAULT: Preset = "balanced"
+
+_MIN_POSITIVES = 10
+"""A hazard with fewer unsafe rows in the validation split keeps the threshold 0.5."""
+_FLATTEST = 1e-3
+"""A model that ranks no better than chance would get a slope of 0, which has no inverse."""
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+class Setting(BaseModel):
+    """How the margins of one step are read."""
+
+    model_config = ConfigDict(frozen=True)
+
+    calibration: dict[Stage, Calibration]
+    thresholds: dict[Preset, dict[Stage, float]]
+    """P(unsafe) from which a text counts as unsafe."""
+
+    def probabilities(self, margins: Floats, sides: Sequence[Stage]) -> Floats:
+        """Return P(unsafe) of each row, float64 [rows]."""
+        scale = np.array([self.calibration[side].scale for side in sides])
+        bias = np.array([self.calibration[side].bias for side in sides])
+        return 0.5 * (1 + np.tanh((scale * margins + bias) / 2))
+
+    def flagged(self, probabilities: Floats, sides: Sequence[Stage], preset: Preset) -> Bools:
+        """Return which rows count as unsafe, bool [rows]."""
+        return probabilities >= np.array([self.thresholds[preset][side] for side in sides])
+
+
+def settle(margins: Floats, unsafe: Bools, sides: Sequence[Stage], limits: Presets) -> Setting:
+    """Return the calibration and the thresholds that these validation rows ask for.
+
+    Args:
+        margins: float64 [rows].
+        unsafe: The labels, bool [rows].
+        sides: What is judged of each row.
+        limits: The false-positive rates that are aimed at.
+
+    Raises:
+        ValueError: If a side has not both safe and unsafe rows.
+    """
+    calibration: dict[Stage, Calibration] = {}
+    thresholds: dict[Preset, dict[Stage, float]] = {preset: {} for preset in PRESETS}
+    for side in SIDES:
+        here = np.array([one == side for one in sides], dtype=np.bool_)
+        if len(set(unsafe[here])) != 2:
+            raise ValueError(f"The validation split needs safe and unsafe rows ({side}).")
+        calibration[side] = platt(margins[here], unsafe[here])
+        reading = Setting(calibration=calibration, thresholds={})
+        scores = reading.probabilities(margins[here], [side] * int(here.sum()))
+        for preset in PRESETS:
+            limit: float = getattr(getattr(limits, preset), side)
+            thresholds[preset][side] = threshold(scores, unsafe[here], limit)
+    return Setting(calibration=calibration, thresholds=thresholds)
+
+
+def platt(margins: Floats, unsafe: Bools) -> Calibration:
+    """Return the logistic regression of the labels on the margins (Platt, 1999)."""
+    fitted = LogisticRegression(C=1e6).fit(margins[:, None], unsafe)
+    scale = max(float(fitted.coef_[0, 0]), _FLATTEST)
+    return Calibration(scale=scale, bias=float(fitted.intercept_[0]))
+
+
+def threshold(scores: Floats, unsafe: Bools, limit: float) -> float:
+    """Return a threshold that at most `limit` of the safe rows reach, and as many rows as can be.
+
+    It lies between two rows' scores, so that float noise moves no row across it.
+    """
+    safe = np.sort(scores[~unsafe])[::-1]
+    allowed = int(limit * len(safe))
+    if allowed >= len(safe):
+        return 0.0
+    floor = float(safe[allowed])
+    above = scores[scores > floor]
+    return _between(floor, float(above.min())) if len(above) else 1.0
+
+
+def category_thresholds(
+    hazards: Floats, categories: Sequence[Sequence[Category]]
+) -> dict[Category, float]:
+    """Return, per hazard with enough unsafe rows, the threshold of the best F1.
+
+    Args:
+        hazards: Scores of S1 to S14, float64 [rows, 14].
+        categories: The hazards of each row; none if it is safe.
+    """
+    chosen: dict[Category, float] = {}
+    candidates = np.linspace(0.02, 0.98, 49)
+    for column, hazard in enumerate(Category):
+        truth = np.array([hazard in named for named in categories], dtype=np.bool_)
+        if truth.sum() < _MIN_POSITIVES:
+            continue
+        scores = hazards[:, column]
+        found = {float(cut): float(f1_score(truth, scores >= cut)) for cut in candidates}
+        chosen[hazard] = round(_best(found), 2)
+    return chosen
+
+
+def _best(found: Mapping[float, float]) -> float:
+    """Return the middle one of the thresholds that do best."""
+    top = max(found.values())
+    tied = [cut for cut, value in found.items() if value == top]
+    return tied[len(tied) // 2]
+
+
+def _between(low: float, high: float) -> float:
+    """Return a number in (low, high] with as few digits as can be."""
+    middle = (low + high) / 2
+    for digits in range(2, 16):
+        rounded = round(middle, digits)
+        if low < rounded <= high:
+            return rounded
+    return high
