@@ -94,8 +94,8 @@ class Layer(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
         """Return the states [B, S, hidden] after this block."""
-        states = self.attn_norm((states + self.self_attn(states, mask)).float())
-        return self.mlp_norm((states + self.mlp(states)).float())
+        states = self.attn_norm(states + self.self_attn(states, mask))
+        return self.mlp_norm(states + self.mlp(states))
 
 
 class BertBackbone(nn.Module):
@@ -155,11 +155,14 @@ class Bert(nn.Module):
         trained = torch.is_grad_enabled()
         with torch.set_grad_enabled(trained and self.frozen_blocks == 0):
             states = self.embed(input_ids, judged)
+        if torch.is_autocast_enabled("cpu"):
+            # Once, here: every projection would cast its own copy, which takes half of the time.
+            states = states.to(torch.get_autocast_dtype("cpu"))
         for index, block in enumerate(self.model.blocks):
             with torch.set_grad_enabled(trained and index >= self.frozen_blocks):
                 states = block(states, mask)
         with torch.autocast("cpu", enabled=False):
-            return self.head(self.pooled(states, judged)).unsqueeze(1)
+            return self.head(self.pooled(states.float(), judged)).unsqueeze(1)
 
     def pooled(self, states: Tensor, judged: Tensor) -> Tensor:
         """Return the judged tokens' states [B, S, hidden], pooled to [B, hidden]."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from guardrail_model_build.recipe import Data, Source
 from guardrail_model_build.workspace import Metrics, Workspace
 from guardrail_sdk import Category, Message
 from guardrail_sdk.evaluation import Row, read_rows
+
+_MARKERS = re.compile(r"<\|(?:eot_id|im_end|im_start|endoftext)\|>|</?s>")
 
 
 def run(workspace: Workspace, out: Path) -> Metrics:
@@ -56,8 +59,9 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     rows = _distinct(rows)
     evaluated = [row for path in workspace.evaluation for row in read_rows(path)]
     kept = without_overlap(rows, evaluated)
-    validation = [row for row in kept if rank(row.id) < recipe.data.validation_share]
-    training = [row for row in kept if rank(row.id) >= recipe.data.validation_share]
+    share = recipe.data.validation_share
+    validation = [row for row in kept if _place(row) < share]
+    training = [row for row in kept if _place(row) >= share]
     training = augmented(training, recipe.data.context_share, recipe.data.prefix_share)
     training = [_cut(row, encoder, recipe.data) for row in training]
     validation = [_cut(row, encoder, recipe.data) for row in validation]
@@ -93,6 +97,25 @@ def run(workspace: Workspace, out: Path) -> Metrics:
 def load_split(folder: Path, split: str) -> list[Row]:
     """Return the rows of one split that `run` wrote."""
     return list(read_rows(folder / f"{split}.jsonl.gz"))
+
+
+def research_rows(workspace: Workspace) -> list[Row]:
+    """Return the rows whose use is `research`, cut as training rows are.
+
+    They may show what they would add; no weights that ship are trained on them.
+    """
+    recipe = workspace.recipe
+    encoder = Tokenizer.from_buffer(workspace.checkpoint("base").tokenizer)
+    evaluated = [row for path in workspace.evaluation for row in read_rows(path)]
+    rows = [
+        row
+        for folder in workspace.data
+        for name, entry in sorted(_manifest(folder).items())
+        if entry["split"] == "train" and entry["use"] == "research"
+        for row in _chosen(_file(folder, name), None, {})
+        if row.unsafe is not None
+    ]
+    return [_cut(row, encoder, recipe.data) for row in without_overlap(_distinct(rows), evaluated)]
 
 
 def sample(rows: Sequence[Row], count: int) -> list[Row]:
@@ -165,7 +188,8 @@ def _labelled(row: Row, source: Source) -> Iterator[Row]:
         row = row.model_copy(update={"unsafe": False})
     if row.unsafe is None and set(row.categories) & set(source.unsafe_categories):
         row = row.model_copy(update={"unsafe": True})
-    if row.unsafe is not None or row.categories:
+    wanted = source.only is None or row.unsafe is (source.only == "unsafe")
+    if wanted and (row.unsafe is not None or row.categories):
         yield row
     if source.prompts is not None and row.target == "assistant":
         yield row.model_copy(
@@ -180,12 +204,15 @@ def _labelled(row: Row, source: Source) -> Iterator[Row]:
 
 
 def _cut(row: Row, encoder: Tokenizer, data: Data) -> Row:
-    """Shorten every message to its cap: a training row's tokens are the run's cost."""
+    """Shorten every message to its cap: a training row's tokens are the run's cost.
+
+    Chat markers that the models behind some data sets left in their answers are taken out.
+    """
     messages = tuple(
         Message(
             role=message.role,
             content=_head(
-                message.content,
+                _MARKERS.sub("", message.content).strip(),
                 encoder,
                 data.max_answer_tokens if message.role == "assistant" else data.max_prompt_tokens,
             ),
@@ -232,6 +259,11 @@ def _length(row: Row, encoder: Tokenizer) -> int:
         4 + len(encoder.encode(message.content, add_special_tokens=False).ids)
         for message in row.messages
     )
+
+
+def _place(row: Row) -> float:
+    """Return where a row stands between the splits: answers to one prompt stand together."""
+    return rank("split" + " ".join(row.messages[0].content.lower().split()))
 
 
 def _write(path: Path, rows: Sequence[Row]) -> bytes:

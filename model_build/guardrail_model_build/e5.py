@@ -12,6 +12,7 @@ import struct
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import cast
 
@@ -189,10 +190,7 @@ def _read_pieces(reader: _Reader) -> tuple[list[str], list[float], dict[str, int
     offsets = reader.integers(f"{count + 1}I")
     scores = [float(score) for score in reader.take(f"{count}f")]
     blob = reader.bytes(size)
-    pieces = [
-        blob[start:end].decode(errors="replace")
-        for start, end in zip(offsets, offsets[1:], strict=False)
-    ]
+    pieces = [blob[start:end].decode(errors="replace") for start, end in pairwise(offsets)]
     _mappings, mapped = reader.integers("iI")
     reader.bytes(mapped)
     mask = pieces.index("<mask>")
@@ -203,7 +201,7 @@ def _read_pieces(reader: _Reader) -> tuple[list[str], list[float], dict[str, int
 def _read_tensor(reader: _Reader, hidden: int, mlp: int) -> tuple[str, Tensor]:
     (length,) = reader.integers("H")
     name = reader.bytes(length).decode()
-    kind, count, offset, size = reader.integers("BIQQ")
+    _kind, count, offset, size = reader.integers("BIQQ")
     raw = np.frombuffer(reader.raw, np.uint8, size, offset)
     # A Q4_0 tensor's bytes are fewer than its weights; a float32 one's are four times as many.
     values = raw.view("<f4").copy() if size == 4 * count else _dequantise(raw)

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from guardrail_model_build.data import load_split, sample
-from guardrail_model_build.examples import Encoder, Example, batches
 from guardrail_model_build.bert import Layer
 from guardrail_model_build.checkpoint import Model
+from guardrail_model_build.data import load_split, sample
+from guardrail_model_build.examples import Encoder, Example, batches
 from guardrail_model_build.llama import Block
 from guardrail_model_build.workspace import Metrics, Workspace
 

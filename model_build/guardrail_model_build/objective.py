@@ -8,16 +8,19 @@ from torch import Tensor
 
 from guardrail_sdk.prompt import TemplateId
 
-CATEGORY_WEIGHT = 3.0
-"""Weight of the hazards' mean loss beside the verdict's: most hazards of a row are easy zeros."""
 
-
-def label_loss(template: TemplateId, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+def label_loss(
+    template: TemplateId,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    category_weight: float,
+) -> Tensor:
     """Return the mean cross-entropy of `logits` against `labels`, both [B, P, outputs].
 
     Unknown labels (NaN) take no part; a row counts as much as its weight in `weights` [B].
     `llama-guard-3`: softmax over the tokens that can be said; the other templates: softmax over
-    safe and unsafe, plus a sigmoid per hazard.
+    safe and unsafe, plus a sigmoid per hazard, which count `category_weight` together.
     """
     if template == "llama-guard-3":
         return _softmax_loss(logits, labels, weights)
@@ -26,11 +29,15 @@ def label_loss(template: TemplateId, logits: Tensor, labels: Tensor, weights: Te
     hazards = F.binary_cross_entropy_with_logits(
         logits[..., 2:], labels[..., 2:].nan_to_num(), reduction="none"
     )
-    return verdict + CATEGORY_WEIGHT * _mean(hazards, known, weights)
+    return verdict + category_weight * _mean(hazards, known, weights)
 
 
 def distil_loss(
-    template: TemplateId, student: Tensor, teacher: Tensor, weights: Tensor
+    template: TemplateId,
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    category_weight: float,
 ) -> Tensor:
     """Return the mean forward KL divergence from teacher to student over the kept outputs.
 
@@ -39,6 +46,7 @@ def distil_loss(
         student: Logits [B, P, outputs].
         teacher: The teacher's cached logits at the same positions; NaN takes no part.
         weights: How much each row counts, [B].
+        category_weight: How much the hazards count beside the verdict.
     """
     exists = ~teacher[..., 0].isnan()
     teacher = teacher.nan_to_num()
@@ -48,7 +56,7 @@ def distil_loss(
     hazards = F.binary_cross_entropy_with_logits(student[..., 2:], targets, reduction="none")
     floor = F.binary_cross_entropy_with_logits(teacher[..., 2:], targets, reduction="none")
     excess = _mean((hazards - floor).mean(-1), exists, weights)
-    return _kl(student[..., :2], teacher[..., :2], exists, weights) + CATEGORY_WEIGHT * excess
+    return _kl(student[..., :2], teacher[..., :2], exists, weights) + category_weight * excess
 
 
 def _softmax_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from guardrail_model_build import importance
-from guardrail_model_build.importance import Importance
 from guardrail_model_build.checkpoint import Checkpoint
+from guardrail_model_build.importance import Importance
 from guardrail_model_build.workspace import Metrics, Workspace
 
 

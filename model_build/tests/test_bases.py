@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM
 
 from guardrail_model_build.bases import load_base, output_token
 from guardrail_model_build.checkpoint import Checkpoint
+from guardrail_model_build.llama import LlamaConfig
 from guardrail_model_build.recipe import Base
 from guardrail_model_build.tiny import tiny_checkpoint
 from guardrail_sdk.prompt import LlamaGuardTemplate
@@ -26,6 +27,7 @@ def _paired(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _write_gguf(path: Path, checkpoint: Checkpoint, *, architecture: str = "llama") -> None:
     config = checkpoint.config
+    assert isinstance(config, LlamaConfig)
     tokenizer = Tokenizer.from_buffer(checkpoint.tokenizer)
     tokens = [tokenizer.id_to_token(index) or "" for index in range(tokenizer.get_vocab_size())]
     special = {token.content for token in tokenizer.get_added_tokens_decoder().values()}

@@ -49,7 +49,10 @@ def _q4_0(values: np.ndarray) -> tuple[bytes, np.ndarray]:
     codes = np.clip(np.round(blocks / scales[:, None]), -8, 7).astype(np.int8)
     nibbles = (codes + 8).astype(np.uint8)
     packed = nibbles[:, :16] | (nibbles[:, 16:] << 4)
-    rows = [scale.astype("<f2").tobytes() + row.tobytes() for scale, row in zip(scales, packed)]
+    rows = [
+        scale.astype("<f2").tobytes() + row.tobytes()
+        for scale, row in zip(scales, packed, strict=True)
+    ]
     return b"".join(rows), (codes * scales[:, None]).reshape(values.shape)
 
 
@@ -87,7 +90,10 @@ def test_every_tensor_of_the_file_is_found_under_our_name(tmp_path: Path) -> Non
     found = e5.read(str(tmp_path / "e5.bin"))
     assert (found.config.hidden, found.config.mlp, found.config.layers) == (HIDDEN, MLP, LAYERS)
     assert found.pieces == [*PIECES, "<mask>"]
-    names = {"emb.word": "model.embed_tokens.weight", "l0.fo.w": "model.layers.0.mlp.down_proj.weight"}
+    names = {
+        "emb.word": "model.embed_tokens.weight",
+        "l0.fo.w": "model.layers.0.mlp.down_proj.weight",
+    }
     for theirs, ours in names.items():
         torch.testing.assert_close(found.weights[ours], torch.from_numpy(held[theirs]))
     assert len(found.weights) == len(held)

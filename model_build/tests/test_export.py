@@ -337,6 +337,7 @@ def test_optimum_loads_the_folder_and_matches(block_size: int | None, tmp_path: 
     """
     runners: Any = pytest.importorskip("optimum.onnxruntime")
     checkpoint = tiny_checkpoint()
+    assert isinstance(checkpoint.config, LlamaConfig)
     export_folder(checkpoint, tmp_path, block_size)
     peer = runners.ORTModelForCausalLM.from_pretrained(tmp_path, use_io_binding=False)
     ids, mask = _batch(checkpoint.config, [19, 7, 1])

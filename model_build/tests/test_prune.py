@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.examples import Example
 from guardrail_model_build.importance import Importance, measure
-from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.prune import keep, prune
 from guardrail_model_build.tiny import tiny_checkpoint
 

@@ -104,20 +104,37 @@ def test_frozen_blocks_and_the_embedding_stay(tmp_path: Path) -> None:
 
 def test_a_student_of_its_own_logits_has_nothing_to_learn() -> None:
     logits = torch.randn(5, 1, 16)
-    assert float(distil_loss("compact", logits, logits)) == pytest.approx(0, abs=1e-6)
-    assert float(distil_loss("compact", logits + torch.randn(5, 1, 16), logits)) > 0.01
+    assert float(distil_loss("compact", logits, logits, torch.ones(5), 3.0)) == pytest.approx(
+        0, abs=1e-6
+    )
+    assert (
+        float(distil_loss("compact", logits + 1 + torch.rand(5, 1, 16), logits, torch.ones(5), 3.0))
+        > 0.01
+    )
 
 
 def test_unknown_labels_take_no_part() -> None:
     logits = torch.randn(2, 1, 16, requires_grad=True)
     labels = torch.full((2, 1, 16), UNKNOWN)
     labels[0, 0, :2] = torch.tensor([0.0, 1.0])
-    loss = label_loss("compact", logits, labels)
+    loss = label_loss("compact", logits, labels, torch.ones(2), 3.0)
     expected = -logits[0, 0, :2].log_softmax(-1)[1]
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert logits.grad is not None
     assert not logits.grad[1].any()
+
+
+def test_a_row_counts_as_much_as_its_weight() -> None:
+    logits = torch.randn(2, 1, 16, generator=torch.Generator().manual_seed(1))
+    labels = torch.zeros(2, 1, 16)
+    labels[..., 0] = 1.0
+    alone = [
+        label_loss("compact", logits[row : row + 1], labels[row : row + 1], torch.ones(1), 3.0)
+        for row in range(2)
+    ]
+    both = label_loss("compact", logits, labels, torch.tensor([3.0, 1.0]), 3.0)
+    torch.testing.assert_close(both, (3 * alone[0] + alone[1]) / 4)
     assert not logits.grad[0, 0, 2:].any()
 
 
