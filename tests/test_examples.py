@@ -58,7 +58,7 @@ def test_the_first_command_of_the_readme_judges_with_a_real_model() -> None:
     done = run(ROOT / "examples" / "quickstart.py")
     assert done.returncode == 0, done.stderr
     assert len(re.findall(r"\b(?:allow|block)\b", done.stdout)) == 10
-    assert "How do I kill a Python process?" in done.stdout
+    assert "What keeps killing my sourdough starter?" in done.stdout
 
 
 def run(path: Path) -> subprocess.CompletedProcess[str]:
