@@ -107,7 +107,9 @@ def _pruned_unembedding(
 
 
 def stored_types(base: Base) -> tuple[str, ...]:
-    """Return the quantised types in which a GGUF base holds its weights, the commonest first."""
+    """Return the quantised types in which a base's file holds its weights, the commonest first."""
+    if base.source.endswith(".bin"):
+        return ("Q4_0",)
     if not base.source.endswith(".gguf"):
         return ()
     types = Counter(tensor.tensor_type.name for tensor in GGUFReader(base.path()).tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from guardrail_model_build.bases import stored_types
+from guardrail_model_build.bert import BertConfig
 from guardrail_model_build.findings import Figures
 from guardrail_model_build.reports import (
     DataReport,
@@ -22,7 +23,7 @@ _HEADINGS = {
     "ship": "Licences under which weights trained on the data may be shipped",
     "ship-with-notice": "Ship with notice: the licence is permissive, but texts or labels were "
     "written by models whose\nproviders' terms may reach them",
-    "own": "Written by this project",
+    "own": "Written for this project, by a language model under the project's labelling rules",
 }
 _STAGES = {
     "teacher": "teacher: base, fine-tuned",
@@ -33,7 +34,7 @@ _STAGES = {
 }
 _DEQUANTISED = """
 
-The base's weights were read from a file that holds them in 4 to 8 bits ({types}) and dequantised
+The base's weights were read from a file that holds them quantised ({types}) and dequantised
 before training: the original floating-point weights were not at hand."""
 
 
@@ -66,7 +67,7 @@ CPU with onnxruntime, through guardrail-sdk.
 | licence of these weights | Apache-2.0 |
 | parameters | {size / 1e6:.1f} M, of which the embedding is not computed with |
 | weights | INT4, symmetric, blocks of {block}; norms and \
-the unembedding's {len(manifest.outputs)} rows float32 |
+the {len(manifest.outputs)} output rows float32 |
 | activations | INT8, symmetric per row and block, quantised on the fly |
 | context | {manifest.context_length} tokens; longer texts are judged in overlapping windows |
 | template | `{manifest.template}` |{origin}"""
@@ -75,7 +76,6 @@ the unembedding's {len(manifest.outputs)} rows float32 |
 def _recipe(workspace: Workspace) -> str:
     recipe = workspace.recipe
     name = recipe.name.removeprefix("guard-")
-    rows = len(workspace.checkpoint("qat").weights["lm_head.weight"])
     pruned = workspace.report("pruned", PruneReport)
     blocks = ", ".join(map(str, pruned.blocks_kept))
     before, after = pruned.parameters_before / 1e6, pruned.parameters / 1e6
@@ -87,9 +87,10 @@ def _recipe(workspace: Workspace) -> str:
 By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 (arXiv 2411.17713), seed {recipe.seed}:
 
-1. The unembedding was cut to {rows} rows.
+1. {_reduced(workspace)}
 2. The teacher is the whole base, fine-tuned on {teacher:,} tokens, its lowest
-   {recipe.finetune.frozen_blocks} blocks and its embedding frozen.
+   {recipe.finetune.frozen_blocks} blocks and its embedding frozen. So it is of the student's own size,
+   where the paper distils from a model seven times as large.
 3. Kept were {recipe.prune.mlp} MLP neurons a block (by mean l2 norm) and these blocks (by
    1 - E[cos(x_in, x_out)]): {blocks}.
    {before:.1f} M parameters became {after:.1f} M.
@@ -97,6 +98,17 @@ By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
    {distilled:,} tokens in floating point, then on {qat:,} tokens with its forward
    pass rounded exactly as MatMulNBits rounds at accuracy_level 4.
 5. Those integers were packed into the ONNX file as they were."""
+
+
+def _reduced(workspace: Workspace) -> str:
+    """Say what was cut before anything was trained."""
+    config = workspace.checkpoint("qat").config
+    if isinstance(config, BertConfig):
+        return (
+            f"The vocabulary was cut to {config.vocab_size:,} pieces, and a head of "
+            f"{config.outputs} rows put on the\n   attentively pooled states of the judged message."
+        )
+    return f"The unembedding was cut to {config.outputs} rows."
 
 
 def _data(workspace: Workspace, manifest: Manifest) -> str:
@@ -240,13 +252,17 @@ def _limits(workspace: Workspace) -> str:
     longest = workspace.recipe.data.max_answer_tokens
     return f"""## Limits
 
-- It is small, and it was trained on few tokens of mostly English text. Other languages are judged
-  poorly; try yours before you rely on it.
+- It is small, and it was trained on few tokens. It reads English best; the report's figures by
+  language say what to expect of others. Try yours before you rely on it.
 - It misses attacks and it flags harmless texts; the tables above say how often. It is one layer of
   a defence, not the whole of it.
 - The hazards' own scores are weak, since few unsafe rows name their hazard: take the category of
   a block as a hint. S5, S6, S7, S8 and S13 have the fewest rows.
-- It was trained on single prompts and on pairs of a prompt and a response, without system messages.
+- System messages are not read, and there are few conversations in the data: what only earlier turns
+  make unsafe is often missed.
+- Its own rows and their labels come from one writer's hand: real traffic is more varied.
+- Intended use: one layer of moderation for chat apps, beside the app's own rules. Not intended: to
+  judge people, to decide alone in matters of law, health or employment, to monitor speech.
 - Answers were cut at {longest} tokens in training: what comes late in a long answer is
   judged in windows that the model has seen less of.
 - Scores are calibrated on a validation split of the training sources; on other text they are
