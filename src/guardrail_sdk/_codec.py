@@ -6,16 +6,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 from guardrail_sdk._errors import MessageError
-from guardrail_sdk._shapes import (
-    field,
-    is_message,
-    items,
-    output_text,
-    read_messages,
-    with_last_text,
-    with_message_text,
-    with_output_text,
-)
+from guardrail_sdk._extract import output_text, read_messages
+from guardrail_sdk._redact import with_last_text, with_message_text, with_output_text
+from guardrail_sdk._shapes import field, is_message, items
 from guardrail_sdk._types import Message
 
 Args = tuple[object, ...]
