@@ -58,7 +58,8 @@ class Guard:
         codec: How to read messages and answers; None for the common shapes.
 
     Raises:
-        ArtifactError: If the model folder is missing, changed or of another kind.
+        ArtifactError: If the model folder is missing, changed or of another kind, or the model
+            doesn't offer the policy's preset.
         ConfigError: If the policy file or an argument is wrong.
     """
 
@@ -71,6 +72,8 @@ class Guard:
     ) -> None:
         policy = _policy(policy)
         judge = _judge(model)
+        if isinstance(judge, LocalModel):
+            judge.require_preset(policy.preset)
         self._codec = codec or DefaultCodec()
         self._checks = Checks(policy=policy, hooks=_hooks(hooks))
         self._driver = Driver(judge=judge, policy=policy)

@@ -16,7 +16,7 @@ from guardrail_sdk._layout import Layout, Row
 from guardrail_sdk._normalise import Reading, readings
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._process import PerProcess
-from guardrail_sdk._types import Category, Conversation, Message, Stage, Verdict
+from guardrail_sdk._types import Category, Conversation, Message, Preset, Stage, Verdict
 from guardrail_sdk.artifact import Artifact, open_artifact
 from guardrail_sdk.prompt import stage_of, template
 from guardrail_sdk.tokenizer import PromptTokenizer
@@ -72,6 +72,15 @@ class LocalModel:
     def artifact(self) -> Artifact:
         """The model folder."""
         return self._artifact
+
+    def require_preset(self, preset: Preset) -> None:
+        """Return if the model offers `preset` at every stage.
+
+        Raises:
+            ArtifactError: If it doesn't.
+        """
+        for thresholds in self._artifact.manifest.thresholds.values():
+            thresholds.at(preset)
 
     def warm_up(self) -> None:
         """Load the model and judge once, so that the first check is as fast as the others.
