@@ -89,8 +89,8 @@ By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 
 1. {_reduced(workspace)}
 2. The teacher is the whole base, fine-tuned on {teacher:,} tokens, its lowest
-   {recipe.finetune.frozen_blocks} blocks and its embedding frozen. So it is of the student's own size,
-   where the paper distils from a model seven times as large.
+   {recipe.finetune.frozen_blocks} blocks and its embedding frozen. So it is of the student's own
+   size, where the paper distils from a model seven times as large.
 3. Kept were {recipe.prune.mlp} MLP neurons a block (by mean l2 norm) and these blocks (by
    1 - E[cos(x_in, x_out)]): {blocks}.
    {before:.1f} M parameters became {after:.1f} M.

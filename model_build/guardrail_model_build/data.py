@@ -118,6 +118,13 @@ def research_rows(workspace: Workspace) -> list[Row]:
     return [_cut(row, encoder, recipe.data) for row in without_overlap(_distinct(rows), evaluated)]
 
 
+def student_rows(workspace: Workspace) -> list[Row]:
+    """Return the training rows that the student learns from: the teacher is asked about each."""
+    rows = load_split(workspace.stage("data"), "train")
+    count = workspace.recipe.student_rows
+    return rows if count is None else sample(rows, count)
+
+
 def sample(rows: Sequence[Row], count: int) -> list[Row]:
     """Return at most `count` rows, the same ones every time, spread over the sources."""
     by_source: dict[str, list[Row]] = {}

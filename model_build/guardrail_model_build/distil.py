@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from guardrail_model_build.data import load_split
+from guardrail_model_build.data import student_rows
 from guardrail_model_build.examples import Encoder
 from guardrail_model_build.recipe import Training
 from guardrail_model_build.train import fit
@@ -50,7 +50,7 @@ def _learn(
     checkpoint = workspace.checkpoint(source)
     weights = workspace.recipe.data.weights()
     encoder = Encoder(checkpoint.template, checkpoint.tokenizer, weights)
-    examples = [encoder.encode(row) for row in load_split(workspace.stage("data"), "train")]
+    examples = [encoder.encode(row) for row in student_rows(workspace)]
     logits = torch.load(workspace.stage("teacher") / "logits.pt")
     model = checkpoint.model()
     model.round_to(block)

@@ -87,7 +87,10 @@ def _files(workspace: Workspace) -> dict[str, list[Row]]:
         name = path.name.removesuffix(".gz").removesuffix(".jsonl")
         if name in (*files, PREFIXES):
             raise ValueError(f"Two files of rows are named {name}: rename one.")
-        files[name] = [row for row in read_rows(path) if row.unsafe is not None]
+        labelled = [row for row in read_rows(path) if row.unsafe is not None]
+        files[name] = sample(labelled, settings.file_rows or len(labelled))
+    # Scores are kept by id.
+    files = {file: list({row.id: row for row in rows}.values()) for file, rows in files.items()}
     return {**files, PREFIXES: prefixes(chosen, settings.prefix_rows)}
 
 

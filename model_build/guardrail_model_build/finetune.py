@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from guardrail_model_build.data import load_split
+from guardrail_model_build.data import load_split, student_rows
 from guardrail_model_build.examples import Encoder
 from guardrail_model_build.train import fit, predict
 from guardrail_model_build.workspace import Metrics, Workspace
 
 
 def run(workspace: Workspace, out: Path) -> Metrics:
-    """Write the teacher, and its logits on the training rows, which distillation reads."""
+    """Write the teacher, and its logits on the rows that the student learns from."""
     recipe = workspace.recipe
     base = workspace.checkpoint("base")
     encoder = Encoder(base.template, base.tokenizer, recipe.data.weights())
@@ -30,7 +30,8 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         title="fine-tuning the teacher",
     )
     base.updated(model).save(out)
-    logits = predict(model, examples, bfloat16=recipe.finetune.bfloat16)
-    by_id = {example.id: values for example, values in zip(examples, logits, strict=True)}
+    asked = [encoder.encode(row) for row in student_rows(workspace)]
+    logits = predict(model, asked, bfloat16=recipe.finetune.bfloat16)
+    by_id = {example.id: values for example, values in zip(asked, logits, strict=True)}
     torch.save(by_id, out / "logits.pt")
     return dict(metrics)

@@ -49,7 +49,11 @@ MODELS = ("teacher", "pruned", "distilled", "qat")
 STAGES: dict[str, Stage] = {
     "base": Stage(bases.run, (), lambda recipe: (recipe.base, recipe.template, recipe.seed)),
     "data": Stage(data.run, ("base",), lambda recipe: (recipe.data,)),
-    "teacher": Stage(finetune.run, ("base", "data"), lambda recipe: (recipe.finetune, recipe.seed)),
+    "teacher": Stage(
+        finetune.run,
+        ("base", "data"),
+        lambda recipe: (recipe.finetune, recipe.student_rows or 0, recipe.seed),
+    ),
     "importance": Stage(
         importance.run, ("data", "teacher"), lambda recipe: (recipe.prune.calibration_rows,)
     ),

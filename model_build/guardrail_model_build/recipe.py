@@ -150,6 +150,8 @@ class Evaluation(_Strict):
 
     sample_rows: int = 3000
     """At most so many validation rows are judged, spread over the sources."""
+    file_rows: int | None = None
+    """At most so many rows of each file given for evaluation are judged; None for all."""
     prefix_rows: int = 200
     """So many responses are also judged unfinished, a tenth of their text at a time."""
     false_positive_rate: Presets
@@ -169,6 +171,8 @@ class Recipe(_Strict):
     data: Data
     finetune: Training
     prune: Prune
+    student_rows: int | None = None
+    """How many training rows the student learns from, spread over the sources; None for all."""
     distil: Training
     qat: Training
     evaluation: Evaluation
