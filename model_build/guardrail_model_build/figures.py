@@ -46,6 +46,7 @@ _STYLE: dict[str, object] = {
     "grid.alpha": 0.25,
     "grid.linewidth": 0.6,
     "text.color": _INK,
+    "text.parse_math": False,  # names of files and models are no formulas
     "xtick.color": _FAINT,
     "xtick.labelcolor": _INK,
     "ytick.color": _FAINT,
@@ -56,6 +57,7 @@ _STYLE: dict[str, object] = {
 }
 _BINS = 15
 _NEAR = 0.2
+_DASHES = ("-", "--", ":")
 _PERCENT = [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]
 
 
@@ -81,12 +83,14 @@ def curves(
 
     def draw(figure: Figure) -> None:
         left, right, near = figure.subplots(1, 3)
-        for colour, one in zip(_SERIES, drawn, strict=False):
+        for number, one in enumerate(drawn):
+            colour = _SERIES[number % len(_SERIES)]
+            dashes = _DASHES[number // len(_SERIES) % len(_DASHES)]
             precision, recall, _ = precision_recall_curve(one.unsafe, one.probabilities)
-            left.step(recall, precision, where="post", color=colour, label=one.name)
+            left.step(recall, precision, dashes, where="post", color=colour, label=one.name)
             fpr, tpr, _ = roc_curve(one.unsafe, one.probabilities)
-            right.plot(fpr, tpr, color=colour)
-            near.plot(fpr, tpr, color=colour)
+            right.plot(fpr, tpr, dashes, color=colour)
+            near.plot(fpr, tpr, dashes, color=colour)
             for preset, cut in thresholds.items():
                 at = _point(one, cut)
                 for axes, x, y in (
@@ -154,11 +158,12 @@ def bars(
                 [at[0] for _, at in known],
                 height * 0.9,
                 color=colour,
+                alpha=0.7,
                 label=title,
             )
             for place, (_, ends) in known:
                 if ends is not None:
-                    axes.plot(ends, [place, place], color=_INK, lw=1)
+                    axes.plot(ends, [place, place], color=_INK, lw=1.3)
         for row, group in enumerate(groups):
             if goals and group.split()[0] in goals:
                 goal = goals[group.split()[0]]
@@ -170,7 +175,7 @@ def bars(
             figure.legend(loc="outside upper right", ncols=len(series))
 
     lines = len(groups) * (0.16 + 0.14 * len(series))
-    return _svg(name, 9.0, 1.0 + lines, draw)
+    return _svg(name, 9.0, 1.2 + lines, draw)
 
 
 def steps(found: Evaluation, panels: Mapping[str, Callable[[str], Mapping[str, Figures]]]) -> str:

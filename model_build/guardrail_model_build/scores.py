@@ -124,13 +124,14 @@ class ScoreFolder:
         """Keep what `step` said of all rows of `file`, in place of what it said before."""
         name = f"{step}/{file}"
         if self._judged.pop(name, None) is not None:
+            self._note()
             self._keep(self._judged)
         with (self.path / "scores.jsonl").open("a", encoding="utf-8") as lines:
             lines.writelines(
                 score.model_dump_json(exclude_defaults=True) + "\n" for score in scores
             )
         self._judged[name] = key
-        _write(self.path / "judged.json", json.dumps(self._judged, indent=2) + "\n")
+        self._note()
 
     def describe(self, about: About, labels: Iterable[Label]) -> None:
         """Write what the scores are about."""
@@ -139,6 +140,9 @@ class ScoreFolder:
             self.path / "labels.jsonl",
             "".join(label.model_dump_json() + "\n" for label in labels),
         )
+
+    def _note(self) -> None:
+        _write(self.path / "judged.json", json.dumps(self._judged, indent=2) + "\n")
 
     def _keep(self, judged: Mapping[str, str]) -> None:
         path = self.path / "scores.jsonl"

@@ -81,6 +81,14 @@ def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
+def _reworded(row: dict[str, object]) -> dict[str, object]:
+    """Return a prompt about the same in other words, which overlaps with no training row."""
+    text = json.dumps(row["messages"])
+    for old, new in (("Tell me about", "What is all of"), (", please, number", " to me, please,")):
+        text = text.replace(old, new)
+    return row | {"id": f"s{row['id']}", "source": "secret", "messages": json.loads(text)}
+
+
 def write_data(folder: Path, count: int = 120) -> Path:
     """Write the data sets and their manifest; `secret` may not be used for what ships."""
     manifest = {
@@ -91,7 +99,7 @@ def write_data(folder: Path, count: int = 120) -> Path:
         "held": {"split": "eval", "use": "eval"},
     }
     sets = rows(count)
-    sets["secret"] = [row | {"id": f"s{row['id']}", "source": "secret"} for row in sets["prompts"]]
+    sets["secret"] = [_reworded(row) for row in sets["prompts"]]
     (folder / "train").mkdir(parents=True)
     for name, lines in sets.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -13,7 +13,9 @@ from sklearn.metrics import average_precision_score
 from synthetic import PRESETS, STEPS, write_scores
 
 from guardrail_model_build.comparison import evaluate_scores, read_step
+from guardrail_model_build.examples import Encoder
 from guardrail_model_build.findings import PUBLIC, Evaluation
+from guardrail_model_build.judging import fitted, prefixes
 from guardrail_model_build.partial import partial_text
 from guardrail_model_build.recipe import Limits, Presets
 from guardrail_model_build.resample import mcnemar, paired, ranking
@@ -28,6 +30,8 @@ from guardrail_model_build.scores import (
 )
 from guardrail_model_build.thresholds import PRESETS as PRESET_NAMES
 from guardrail_model_build.thresholds import Bools, Floats, platt, threshold
+from guardrail_model_build.tiny import tiny_checkpoint
+from guardrail_sdk import Message
 from guardrail_sdk.evaluation import Row
 
 
@@ -317,6 +321,57 @@ def test_the_worst_rows_are_those_furthest_from_their_label(found: Evaluation) -
 
 def test_findings_survive_the_file(found: Evaluation) -> None:
     assert Evaluation.model_validate_json(found.model_dump_json()) == found
+
+
+# Rows to judge
+
+
+def a_row(identifier: str, *contents: str, unsafe: bool = True) -> Row:
+    roles = ("user", "assistant")
+    messages = tuple(
+        Message(role=roles[turn % 2], content=content) for turn, content in enumerate(contents)
+    )
+    return Row(
+        id=identifier,
+        source="demo",
+        lang="en",
+        messages=messages,
+        target=roles[(len(contents) - 1) % 2],
+        unsafe=unsafe,
+    )
+
+
+def test_a_long_row_is_read_as_far_as_it_fits_and_a_short_one_whole() -> None:
+    checkpoint = tiny_checkpoint("compact")
+    encoder = Encoder(checkpoint.template, checkpoint.tokenizer)
+    short = a_row("short", "a question", "an answer")
+    assert fitted(short, encoder, 128).ids == encoder.encode(short).ids
+    example = fitted(a_row("long", "a question", "word " * 2000), encoder, 128)
+    assert 100 < len(example.ids) <= 128
+    assert example.ids[:8] == encoder.encode(short).ids[:8], "the short message stays"
+    assert example.ids[-4:] == encoder.encode(short).ids[-4:], "and what asks for the verdict"
+    with pytest.raises(ValueError, match="not even the template"):
+        fitted(short, encoder, 3)
+
+
+def test_prefixes_grow_by_tenths_to_the_whole_response() -> None:
+    text = "0123456789abcdefghijklmnopqrstuvwxyz."
+    rows = [
+        *(a_row(f"u{number}", "ask", text) for number in range(9)),
+        *(a_row(f"s{number}", "ask", text, unsafe=False) for number in range(9)),
+        a_row("prompt", text),
+        a_row("tiny", "ask", "no"),
+    ]
+    found = prefixes(rows, 6)
+    assert len(found) == 60
+    assert sum(bool(row.unsafe) for row in found) == 30
+    ten = found[:10]
+    assert [row.id.partition("@")[2] for row in ten] == [str(10 * tenth) for tenth in range(1, 11)]
+    assert ten[-1].messages[-1].content == text
+    assert all(text.startswith(row.messages[-1].content) for row in ten)
+    lengths = [len(row.messages[-1].content) for row in ten]
+    assert lengths == sorted(set(lengths))
+    assert {row.id[0] for row in found} == {"u", "s"}
 
 
 # Unfinished text
