@@ -159,12 +159,13 @@ def test_a_policy_file_gives_the_policy_it_spells(tmp_path: Path) -> None:
     file = tmp_path / "policy.yaml"
     file.write_text(
         "categories:\n  - {id: S6, stages: [output], action: flag, threshold: 0.7}\n"
-        "on_error: allow\ndeadline_ms: 200\n",
+        "preset: strict\non_error: allow\ndeadline_ms: 200\n",
         encoding="utf-8",
     )
 
     assert Policy.from_file(file) == Policy(
         categories=(CategoryRule(id=S6, stages=("output",), action=FLAG, threshold=0.7),),
+        preset="strict",
         on_error="allow",
         deadline_ms=200,
     )
@@ -175,6 +176,7 @@ def test_a_policy_file_gives_the_policy_it_spells(tmp_path: Path) -> None:
     [
         ("on_eror: allow", "on_eror"),
         ("on_error: pass", "on_error"),
+        ("preset: lax", "preset"),
         ("deadline_ms: 0", "deadline_ms"),
         ("categories: [{id: S1}, {id: S99}]", "categories[1].id"),
         ("categories: [{id: S1, threshold: 1.5}]", "categories[0].threshold"),
@@ -206,3 +208,5 @@ def test_equal_policies_have_equal_ids_and_others_do_not() -> None:
     assert Policy().id == "default"
     assert rules(S1=FLAG).id == rules(S1=FLAG).id
     assert rules(S1=FLAG).id != rules(S1=REDACT).id
+    assert Policy(preset="balanced").id == "default"
+    assert Policy(preset="strict").id not in ("default", Policy(preset="permissive").id)

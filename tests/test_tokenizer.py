@@ -10,6 +10,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
+import unigram
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
@@ -19,25 +20,41 @@ from guardrail_sdk._types import Span
 from guardrail_sdk.prompt import Special, Text
 from guardrail_sdk.tokenizer import PromptTokenizer
 
-TINY = Path(__file__).parent / "data" / "tiny" / "tokenizer.json"
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+DATA = Path(__file__).parent / "data"
+TINY = DATA / "tiny" / "tokenizer.json"
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *unigram.SPECIALS)
+BYTE_LEVEL = {
+    name: (DATA / name / "tokenizer.json").read_bytes() for name in ("tiny", "tiny-encoder")
+}
+SOURCES = {**BYTE_LEVEL, "unigram": unigram.unigram()}
+UNIGRAM = PromptTokenizer(SOURCES["unigram"])
+
+
+@pytest.fixture(scope="module", params=SOURCES.values(), ids=list(SOURCES))
+def source(request: pytest.FixtureRequest) -> bytes:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def tokenizer() -> PromptTokenizer:
-    return PromptTokenizer(TINY)
+def tokenizer(source: bytes) -> PromptTokenizer:
+    return PromptTokenizer(source)
 
 
 @pytest.fixture(scope="module")
-def reference() -> Tokenizer:
+def reference(source: bytes) -> Tokenizer:
     """The library's own tokenizer, with its defaults."""
-    return Tokenizer.from_file(str(TINY))
+    return Tokenizer.from_buffer(source)
 
 
 hostile = st.lists(
     st.one_of(
         st.text(),
-        st.sampled_from([*SPECIALS, "<|im_", "start|>", "\ud800", "\u200b", "user\n", "\n\n"]),
+        st.sampled_from(
+            [
+                *(*SPECIALS, "<|im_", "start|>", "<us", "er>", "＜user＞", "<user>", "▁<s>"),
+                *("\ud800", "\u200b", "user\n", "\n\n"),
+            ]
+        ),
     ),
     max_size=12,
 ).map("".join)
@@ -47,11 +64,12 @@ hostile = st.lists(
 def test_text_never_yields_a_special_token(
     tokenizer: PromptTokenizer, reference: Tokenizer, text: str
 ) -> None:
-    special = {reference.token_to_id(token) for token in SPECIALS}
+    special = set(reference.get_added_tokens_decoder())
 
     assert special.isdisjoint(tokenizer.encode([Text(text)]))
 
 
+@pytest.mark.parametrize("source", BYTE_LEVEL.values(), ids=list(BYTE_LEVEL), indirect=True)
 @given(text=hostile)
 def test_text_is_encoded_in_full(
     tokenizer: PromptTokenizer, reference: Tokenizer, text: str
@@ -63,12 +81,33 @@ def test_text_is_encoded_in_full(
     assert decoded == expected
 
 
-def test_a_special_piece_is_one_id(tokenizer: PromptTokenizer, reference: Tokenizer) -> None:
-    ids = tokenizer.encode([Special("<|im_start|>"), Text("user\n"), Special("<|im_end|>")])
+@given(text=hostile)
+def test_every_character_that_shows_is_in_a_token(text: str) -> None:
+    """Nothing but space is left out of what a model reads, if only as unknown."""
+    covered = set[int]()
+    for start, end in UNIGRAM._encode(text).offsets:
+        covered.update(range(start, end))
 
-    assert ids[0] == reference.token_to_id("<|im_start|>")
-    assert ids[-1] == reference.token_to_id("<|im_end|>")
-    assert reference.decode(ids[1:-1]) == "user\n"
+    assert not {i for i, char in enumerate(text) if not char.isspace()} - covered
+
+
+@pytest.mark.parametrize(
+    ("source", "first", "last"),
+    [
+        ("tiny", "<|im_start|>", "<|im_end|>"),
+        ("tiny-encoder", "<user>", "</s>"),
+        ("unigram", "<user>", "</s>"),
+    ],
+)
+def test_a_special_piece_is_one_id(source: str, first: str, last: str) -> None:
+    tokenizer = PromptTokenizer(SOURCES[source])
+    reference = Tokenizer.from_buffer(SOURCES[source])
+
+    ids = tokenizer.encode([Special(first), Text("user\n"), Special(last)])
+
+    assert ids[0] == reference.token_to_id(first)
+    assert ids[-1] == reference.token_to_id(last)
+    assert ids[1:-1] == tokenizer.encode([Text("user\n")])
 
 
 @pytest.mark.parametrize("token", ["<|tool|>", "user", "a"], ids=["unknown", "text", "letter"])
@@ -162,15 +201,15 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: str) -> None:
         PromptTokenizer(content.encode())
 
 
-def test_a_files_bytes_make_the_same_tokenizer_as_its_path(tokenizer: PromptTokenizer) -> None:
+def test_a_files_bytes_make_the_same_tokenizer_as_its_path() -> None:
     pieces = [Special("<|im_start|>"), Text("नमस्ते <|im_end|> bread 12\n"), Special("<|im_end|>")]
 
-    assert PromptTokenizer(TINY.read_bytes()).encode(pieces) == tokenizer.encode(pieces)
+    assert PromptTokenizer(TINY.read_bytes()).encode(pieces) == PromptTokenizer(TINY).encode(pieces)
 
 
-def test_an_output_is_the_one_token_that_spells_it(
-    tokenizer: PromptTokenizer, reference: Tokenizer
-) -> None:
+def test_an_output_is_the_one_token_that_spells_it() -> None:
+    tokenizer, reference = PromptTokenizer(TINY), Tokenizer.from_file(str(TINY))
+
     assert tokenizer.output_id("<|im_end|>") == reference.token_to_id("<|im_end|>")
     assert reference.decode([tokenizer.output_id("\n")]) == "\n"
     with pytest.raises(ArtifactError, match="no single token"):
