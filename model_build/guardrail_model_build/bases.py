@@ -25,6 +25,7 @@ from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.llama import LlamaConfig, RopeScaling
 from guardrail_model_build.recipe import Base
 from guardrail_model_build.workspace import Metrics, Workspace
+from guardrail_sdk import Category
 from guardrail_sdk.prompt import TemplateId, template
 
 Weights = dict[str, Tensor]
@@ -59,6 +60,11 @@ def load_base(base: Base, template_id: TemplateId, seed: int) -> Checkpoint:
     )
 
 
+_RARE = -3.5
+"""Where a hazard's logit starts: most rows have none, and from zero the first few hundred steps
+would teach the encoder nothing but that."""
+
+
 def load_encoder(base: Base, template_id: TemplateId, seed: int) -> Checkpoint:
     """Return the BERT `base` with a pruned vocabulary, and a head for `template_id`'s outputs.
 
@@ -74,7 +80,9 @@ def load_encoder(base: Base, template_id: TemplateId, seed: int) -> Checkpoint:
     weights["head.weight"] = 0.02 * torch.randn(
         len(outputs), found.config.hidden, generator=generator
     )
-    weights["head.bias"] = torch.zeros(len(outputs))
+    weights["head.bias"] = torch.tensor(
+        [_RARE if output in set(Category) else 0.0 for output in outputs]
+    )
     weights["pool.weight"] = torch.zeros(1, found.config.hidden)
     markers = (tokenizer.token_to_id("<user>"), tokenizer.token_to_id("<assistant>"))
     return Checkpoint(
