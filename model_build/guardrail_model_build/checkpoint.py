@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -73,10 +74,11 @@ class Checkpoint:
     def load(cls, folder: Path) -> Checkpoint:
         """Read what `save` wrote."""
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        shape = about["config"]
+        shape: dict[str, Any] = about["config"]
         config: Config
         if about["family"] == "encoder":
-            config = BertConfig(**{**shape, "markers": tuple(shape["markers"])})
+            shape["markers"] = tuple(shape["markers"])
+            config = BertConfig(**shape)
         else:
             scaling = shape.pop("rope_scaling")
             config = LlamaConfig(**shape, rope_scaling=RopeScaling(**scaling) if scaling else None)

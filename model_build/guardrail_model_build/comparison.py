@@ -59,7 +59,8 @@ class Step:
 
 def read_step(judged: Judgements, name: str) -> Step:
     """Return one step's scores, calibrated on the validation rows that have a label."""
-    margins, sides = judged.margins[name], [row.side for row in judged.labels]
+    margins = judged.margins[name]
+    sides: list[Stage] = [row.side for row in judged.labels]
     known = judged.where(files=[VALIDATION])
     setting = settle(
         margins[known],
@@ -68,7 +69,9 @@ def read_step(judged: Judgements, name: str) -> Step:
         judged.about.false_positive_rate,
     )
     probabilities = setting.probabilities(margins, sides)
-    verdicts = {preset: setting.flagged(probabilities, sides, preset) for preset in PRESETS}
+    verdicts: dict[Preset, Bools] = {
+        preset: setting.flagged(probabilities, sides, preset) for preset in PRESETS
+    }
     return Step(setting=setting, probabilities=probabilities, verdicts=verdicts)
 
 
@@ -221,7 +224,7 @@ def _f1(unsafe: Bools, flagged: Bools) -> float:
 def _quantisation(judged: Judgements, steps: Mapping[str, Step]) -> Quantisation:
     student, shipped = steps[judged.about.student], steps[SHIPPED]
     plain = judged.written & np.array([row.alone for row in judged.labels])
-    overall = {
+    overall: dict[Side, Difference] = {
         side: difference(judged, student, shipped, mask)
         for side, mask in _by_side(judged, judged.files())
     }

@@ -21,6 +21,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
@@ -220,7 +221,9 @@ def _milliseconds(checkpoint: Checkpoint, folder: Path, recipe: Recipe) -> float
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
     session = ort.InferenceSession(path, options)
-    feed = {node.name: np.ones((1, 64), np.int64) for node in session.get_inputs()[:2]}
+    feed: dict[str, NDArray[np.generic]] = {
+        node.name: np.ones((1, 64), np.int64) for node in session.get_inputs()[:2]
+    }
     for node in session.get_inputs()[2:]:
         feed[node.name] = np.zeros((1, node.shape[1], 0, node.shape[3]), np.float32)
     times: list[float] = []

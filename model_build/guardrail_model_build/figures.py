@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -30,7 +31,7 @@ _VARIABLES = {
     **{colour: f"var(--series-{number})" for number, colour in enumerate(_SERIES, start=1)},
 }
 _MARKERS: Mapping[Preset, str] = {"strict": "^", "balanced": "o", "permissive": "v"}
-_STYLE: dict[str, object] = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,

@@ -24,4 +24,4 @@ def round_to(model: nn.Module, block: int | None) -> None:
     """Make every part of `model` that has a `block` compute with this one; None for float32."""
     for module in model.modules():
         if hasattr(module, "block"):
-            module.block = block
+            setattr(module, "block", block)  # noqa: B010 -- modules of several classes have it

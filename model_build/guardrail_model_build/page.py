@@ -64,7 +64,7 @@ class Plots:
 
 def page(found: Evaluation, others: Sequence[Evaluation], plots: Plots) -> str:
     """Return the report as an HTML document."""
-    style = resources.files(__package__).joinpath("report.css").read_text("utf-8")
+    style = resources.files("guardrail_model_build").joinpath("report.css").read_text("utf-8")
     title = f"{found.name} {found.version}: evaluation"
     sections = (
         _summary(found),

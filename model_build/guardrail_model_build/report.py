@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from guardrail_model_build import figures
 from guardrail_model_build.comparison import Step, evaluate_scores, read_step, scopes
-from guardrail_model_build.findings import PUBLIC, Evaluation
+from guardrail_model_build.findings import PUBLIC, Evaluation, Figures
 from guardrail_model_build.page import Plots, page
 from guardrail_model_build.scores import SHIPPED, VALIDATION, Judgements
-from guardrail_model_build.thresholds import PRESETS, SIDES
+from guardrail_model_build.thresholds import PRESETS, SIDES, Preset
 from guardrail_sdk import Category, Stage
 
 _TITLES: Mapping[Stage, str] = {"input": "Prompts", "output": "Responses"}
@@ -78,14 +79,15 @@ def draw(judged: Judgements, found: Evaluation, others: Sequence[Evaluation]) ->
         languages=_languages(found, groups),
         steps=figures.steps(
             found,
-            {
-                group.capitalize(): lambda name, group=group: dict(found.steps[name].files[group])
-                for group in groups
-            },
+            {group.capitalize(): partial(_of_step, found, group) for group in groups},
         ),
         prefixes=figures.prefix_curve(found.partial) if found.partial else None,
         latency=_latency([found, *others]),
     )
+
+
+def _of_step(found: Evaluation, group: str, name: str) -> Mapping[str, Figures]:
+    return {str(side): row for side, row in found.steps[name].files[group].items()}
 
 
 def _series(
@@ -107,7 +109,9 @@ def _curves(judged: Judgements, step: Step, side: Stage) -> str | None:
     series = _series(judged, step, side, judged.files())
     if not any(one.has_both for one in series):
         return None
-    thresholds = {preset: step.setting.thresholds[preset][side] for preset in PRESETS}
+    thresholds: dict[Preset, float] = {
+        preset: step.setting.thresholds[preset][side] for preset in PRESETS
+    }
     return figures.curves(side, _TITLES[side], series, thresholds)
 
 

@@ -72,7 +72,8 @@ def settle(margins: Floats, unsafe: Bools, sides: Sequence[Stage], limits: Prese
             raise ValueError(f"The validation split needs safe and unsafe rows ({side}).")
         calibration[side] = platt(margins[here], unsafe[here])
         reading = Setting(calibration=calibration, thresholds={})
-        scores = reading.probabilities(margins[here], [side] * int(here.sum()))
+        same: list[Stage] = [side] * int(here.sum())
+        scores = reading.probabilities(margins[here], same)
         for preset in PRESETS:
             limit: float = getattr(getattr(limits, preset), side)
             thresholds[preset][side] = threshold(scores, unsafe[here], limit)

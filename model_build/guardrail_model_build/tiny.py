@@ -127,7 +127,7 @@ def _encoder(tokenizer: Tokenizer) -> Bert:
             layers=2,
             heads=4,
             outputs=len(template_of("segments").outputs),
-            markers=tuple(tokenizer.token_to_id(marker) for marker in _ENCODER_MARKERS),
+            markers=tuple(tokenizer.get_vocab()[marker] for marker in _ENCODER_MARKERS),
             context=_CONTEXT["segments"],
         )
     )

@@ -87,6 +87,8 @@ def test_a_gguf_file_gives_the_weights_that_went_into_it(tmp_path: Path) -> None
     for name, weight in checkpoint.weights.items():
         if name != "lm_head.weight":
             torch.testing.assert_close(base.weights[name], weight, msg=name)
+    assert isinstance(base.config, LlamaConfig)
+    assert isinstance(checkpoint.config, LlamaConfig)
     assert base.config.rope_theta == checkpoint.config.rope_theta
     assert base.config.outputs == 16
 

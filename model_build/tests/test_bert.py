@@ -61,7 +61,8 @@ def _run(path: Path, ids: torch.Tensor, last: torch.Tensor) -> dict[str, np.ndar
     mask = (torch.arange(ids.shape[1]) <= last).long()
     session = ort.InferenceSession(path)
     feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy()}
-    return dict(zip(("logits", "hidden"), session.run(["logits", "hidden"], feed), strict=True))
+    logits, hidden = session.run(["logits", "hidden"], feed)
+    return {"logits": np.asarray(logits), "hidden": np.asarray(hidden)}
 
 
 def test_states_are_those_of_transformers(tmp_path: Path) -> None:
