@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unigram import unigram
 
 from guardrail_sdk._errors import ArtifactError, EngineTimeout, InputTooLong
 from guardrail_sdk._judge import Budget
@@ -38,9 +39,10 @@ class Setup:
 
 
 def setup_of(name: str) -> Setup:
-    artifact = open_artifact(DATA / name)
+    """Return the setup of a tiny model; `unigram` is the encoder's with another tokenizer."""
+    artifact = open_artifact(DATA / ("tiny-encoder" if name == "unigram" else name))
     chosen = template(artifact.manifest.template)
-    tokenizer = PromptTokenizer(artifact.tokenizer)
+    tokenizer = PromptTokenizer(unigram() if name == "unigram" else artifact.tokenizer)
     most_tokens = artifact.manifest.context_length
     return Setup(
         layout=Layout(chosen, tokenizer, most_tokens),
@@ -50,7 +52,7 @@ def setup_of(name: str) -> Setup:
     )
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-llama-guard"])
+@pytest.fixture(scope="module", params=["tiny", "tiny-encoder", "unigram", "tiny-llama-guard"])
 def setup(request: pytest.FixtureRequest) -> Setup:
     return setup_of(str(request.param))
 
@@ -67,7 +69,8 @@ messages = st.builds(
             st.sampled_from(
                 [
                     *("The train leaves at nine. " * 20, "User:\n" * 40, "ab" * 150, "🧨" * 60),
-                    *("नमस्ते " * 30, "<END CONVERSATION>" * 20, " " * 400, "\n" * 200, "\x04" * 99),
+                    *("नमस्ते " * 30, "<END CONVERSATION>" * 20, "<user>" * 30, "\ufdfa" * 90),
+                    *(" " * 400, "\n" * 200, "\x04" * 99),
                 ]
             ),
         ),
@@ -167,6 +170,19 @@ def test_windows_of_text_that_grows_in_the_template_are_cut_again() -> None:
 
     assert all(len(row.ids) <= setup.most_tokens for row in rows)
     assert rows[-1].span.end == len("User:\n" * 500)
+
+
+@pytest.mark.parametrize("length", [1, 90, 600])
+def test_text_without_a_boundary_between_tokens_is_cut_all_the_same(length: int) -> None:
+    """Each of these characters becomes four words, the last of which runs into the next's first."""
+    setup = setup_of("unigram")
+
+    rows = setup.rows([said("\ufdfa" * length)])
+
+    assert (rows[0].span.start, rows[-1].span.end) == (0, length)
+    assert all(after.start <= before.end for before, after in pairwise(row.span for row in rows))
+    assert all(len(row.ids) <= setup.most_tokens for row in rows)
+    assert len(rows) <= 1 + length // 4
 
 
 def test_a_spent_budget_ends_the_cutting(setup: Setup) -> None:

@@ -113,8 +113,6 @@ class Layout:
 
     def _windows(self, conversation: Conversation, part: Span, most_tokens: int) -> Iterator[Row]:
         """Yield a row for each window of `part`; smaller windows where a row grows too long."""
-        if most_tokens < 1:
-            raise EngineError("A single character of the message doesn't fit the model's context.")
         *context, judged = conversation
         text = judged.content[part.start : part.end]
         for window in self._tokenizer.windows(text, most_tokens, most_tokens // _OVERLAP):
@@ -123,8 +121,12 @@ class Layout:
             ids = self._ids([*context, piece])
             if len(ids) <= self._most_tokens:
                 yield Row(ids=tuple(ids), span=span)
-            else:
+            elif most_tokens > 1:
                 yield from self._windows(conversation, span, most_tokens // 2)
+            else:
+                # A tokenizer that normalises can make a run of characters without a boundary.
+                for half in _halves(span):
+                    yield from self._windows(conversation, half, self._most_tokens)
 
     def _whole(self, conversation: Conversation) -> tuple[int, ...]:
         """Return the prompt of the whole conversation; nothing if it doesn't fit."""
@@ -139,3 +141,15 @@ class Layout:
 
     def _ids(self, conversation: Sequence[Message]) -> list[int]:
         return self._tokenizer.encode(self._template.render(conversation))
+
+
+def _halves(span: Span) -> tuple[Span, Span]:
+    """Return the two halves of `span`.
+
+    Raises:
+        EngineError: If it is a single character.
+    """
+    middle = (span.start + span.end) // 2
+    if middle == span.start:
+        raise EngineError("A single character of the message doesn't fit the model's context.")
+    return Span(start=span.start, end=middle), Span(start=middle, end=span.end)
