@@ -17,13 +17,15 @@ from guardrail_sdk.artifact import (
     CONTRACT_VERSION,
     MANIFEST,
     MODEL_VARIABLE,
+    Thresholds,
     find_artifact,
     hash_files,
     open_artifact,
     write_manifest,
 )
 
-TINY = Path(__file__).parent / "data" / "tiny"
+DATA = Path(__file__).parent / "data"
+TINY = DATA / "tiny"
 Data = dict[str, object]
 
 
@@ -40,11 +42,12 @@ def write(folder: Path, data: Data) -> None:
     (folder / MANIFEST).write_text(json.dumps(data), encoding="utf-8")
 
 
-def test_a_sound_folder_opens() -> None:
-    artifact = open_artifact(TINY)
+@pytest.mark.parametrize("name", ["tiny", "tiny-encoder", "tiny-llama-guard"])
+def test_a_sound_folder_opens(name: str) -> None:
+    artifact = open_artifact(DATA / name)
 
-    assert artifact.manifest.name == "tiny"
-    assert artifact.id == f"tiny-0.1.0@{artifact.sha256[:12]}"
+    assert artifact.manifest.name == name
+    assert artifact.id == f"{name}-0.1.0@{artifact.sha256[:12]}"
     assert artifact.graph.is_file()
     assert artifact.tokenizer.is_file()
 
@@ -199,6 +202,7 @@ def test_deeply_nested_metrics_are_refused_or_read(folder: Path) -> None:
         ({"thresholds": {"input": {"unsafe": 0.5}}}, "stage 'output'"),
         ({"calibration": {}}, "stage 'input'"),
         ({"thresholds": {"input": {"unsafe": 1.5}}}, "thresholds.input.unsafe"),
+        ({"thresholds": {"input": {"unsafe": 0.5, "lenient": 0.6}}}, "thresholds.input.lenient"),
         ({"calibration": {"input": {"scale": 0.0}}}, "calibration.input.scale"),
         ({"files": {"model.onnx": "abc"}}, "files.model.onnx"),
     ],
@@ -211,6 +215,68 @@ def test_a_breach_of_the_contract_names_its_key(folder: Path, change: Data, wher
         open_artifact(folder)
 
     assert where in str(caught.value)
+
+
+FAMILIES = ("the template `segments` goes with", "kv_heads must be 0 for an encoder")
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "why"),
+    [
+        ("tiny", {"family": "encoder"}, FAMILIES[0]),
+        ("tiny", {"template": "segments"}, FAMILIES[0]),
+        ("tiny", {"kv_heads": 0}, FAMILIES[1]),
+        ("tiny", {"family": "encoder", "template": "segments"}, FAMILIES[1]),
+        ("tiny", {"template": "llama-guard-3"}, "outputs are not those of"),
+        ("tiny-encoder", {"family": "llama"}, FAMILIES[0]),
+        ("tiny-encoder", {"template": "compact"}, FAMILIES[0]),
+        ("tiny-encoder", {"kv_heads": 2}, FAMILIES[1]),
+        ("tiny-encoder", {"kv_heads": -1}, "kv_heads"),
+        ("tiny-encoder", {"family": "llama", "template": "compact"}, FAMILIES[1]),
+        ("tiny-encoder", {"family": "bert"}, "family"),
+    ],
+)
+def test_family_template_and_cache_must_go_together(
+    tmp_path: Path, name: str, change: Data, why: str
+) -> None:
+    folder = Path(shutil.copytree(DATA / name, tmp_path / "model"))
+    write(folder, read(folder) | change)
+
+    with pytest.raises(ArtifactError, match="breaks the contract") as caught:
+        open_artifact(folder)
+
+    assert why in str(caught.value)
+
+
+probabilities = st.floats(0, 1)
+
+
+@given(
+    unsafe=probabilities,
+    strict=st.none() | probabilities,
+    permissive=st.none() | probabilities,
+)
+def test_thresholds_rise_from_strict_to_permissive(
+    unsafe: float, strict: float | None, permissive: float | None
+) -> None:
+    in_order = (strict is None or strict <= unsafe) and (permissive is None or unsafe <= permissive)
+    if not in_order:
+        with pytest.raises(ValueError, match="must rise from strict"):
+            Thresholds(unsafe=unsafe, strict=strict, permissive=permissive)
+        return
+    thresholds = Thresholds(unsafe=unsafe, strict=strict, permissive=permissive)
+
+    assert thresholds.at("balanced") == unsafe
+    offered = {"strict": strict, "balanced": unsafe, "permissive": permissive}
+    assert thresholds.by_preset == {k: v for k, v in offered.items() if v is not None}
+
+
+def test_a_preset_that_a_model_lacks_says_what_to_use() -> None:
+    thresholds = Thresholds(unsafe=0.5, strict=0.2)
+
+    assert thresholds.at("strict") == 0.2
+    with pytest.raises(ArtifactError, match=r"no preset 'permissive'. Use `balanced`, or set"):
+        thresholds.at("permissive")
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "tokenizer.json"])

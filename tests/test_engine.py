@@ -33,9 +33,14 @@ VOCABULARY = 400
 CONTEXT = 128
 
 
-@pytest.fixture(scope="module")
-def artifact() -> Artifact:
-    return open_artifact(DATA / "tiny")
+FAMILIES = ("tiny", "tiny-encoder")
+decoder_only = pytest.mark.parametrize("artifact", ["tiny"], indirect=True)
+both = pytest.mark.parametrize("name", FAMILIES)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def artifact(request: pytest.FixtureRequest) -> Artifact:
+    return open_artifact(DATA / str(request.param))
 
 
 @pytest.fixture(scope="module")
@@ -48,17 +53,16 @@ def session(artifact: Artifact) -> Session:
     return open_session(artifact)
 
 
-def alone(
-    session: Session, artifact: Artifact, row: Sequence[int], output: str = "logits"
-) -> NDArray[np.float32]:
-    """Return an output for `row` alone, from a feed of the test's own."""
+def alone(session: Session, artifact: Artifact, row: Sequence[int]) -> NDArray[np.float32]:
+    """Return the logits for `row` alone, a decoder's last ones, from a feed of the test's own."""
     empty = np.zeros((1, artifact.manifest.kv_heads, 0, artifact.manifest.head_dim), np.float32)
     feed: dict[str, NDArray[np.generic]] = {
         node.name: empty for node in session.get_inputs() if node.name.startswith("past")
     }
     feed["input_ids"] = np.array([row], np.int64)
     feed["attention_mask"] = np.ones((1, len(row)), np.int64)
-    return session.run([output], feed, run_options())[0]
+    (logits,) = session.run(["logits"], feed, run_options())
+    return logits.reshape(-1, len(artifact.manifest.outputs))[-1]
 
 
 rows = st.lists(
@@ -76,7 +80,7 @@ def test_a_rows_logits_are_the_same_in_any_batch(
     assert logits.shape == (len(rows), len(artifact.manifest.outputs))
     assert logits.dtype == np.float32
     pick = random.Random(len(rows)).randrange(len(rows))
-    np.testing.assert_allclose(logits[pick], alone(session, artifact, rows[pick])[0, -1], atol=2e-5)
+    np.testing.assert_allclose(logits[pick], alone(session, artifact, rows[pick]), atol=2e-5)
     np.testing.assert_allclose(logits[::-1], engine.classify(rows[::-1], Budget()), atol=2e-5)
 
 
@@ -100,10 +104,11 @@ def greedy(session: Session, artifact: Artifact, ids: list[int], stop: int) -> l
     said: list[int] = []
     while len(said) < 8 and (not said or said[-1] != stop):
         logits = alone(session, artifact, [*ids, *(output + 100 for output in said)])
-        said.append(int(logits[0, -1].argmax()))
+        said.append(int(logits.argmax()))
     return said
 
 
+@decoder_only
 @pytest.mark.parametrize("ids", [[5], [1, 200, 31, 7], list(range(50, 110))], ids=len)
 def test_an_answer_with_a_cache_is_the_answer_without(
     artifact: Artifact, session: Session, engine: Engine, ids: list[int]
@@ -186,16 +191,29 @@ def test_no_thread_is_left_behind(engine: Engine) -> None:
             assert not thread.is_alive()
 
 
+def test_tokens_beyond_the_context_are_an_error_that_tells_nothing(engine: Engine) -> None:
+    with pytest.raises(EngineError) as caught:
+        engine.classify([[77] * (CONTEXT + 1)], Budget())
+
+    assert_tells_nothing(caught.value)
+
+
+@decoder_only
 @pytest.mark.parametrize("length", [CONTEXT + 1, CONTEXT], ids=["prompt", "answer"])
-def test_tokens_beyond_the_context_are_an_error_that_tells_nothing(
+def test_an_answer_beyond_the_context_is_an_error_that_tells_nothing(
     engine: Engine, length: int
 ) -> None:
     with pytest.raises(EngineError) as caught:
         engine.answer([77] * length, [78] * 16, -1, 4, Budget())
 
-    assert not re.search(r"\d", str(caught.value))
-    assert caught.value.__cause__ is None
-    assert caught.value.__suppress_context__
+    assert_tells_nothing(caught.value)
+
+
+def assert_tells_nothing(error: EngineError) -> None:
+    """Token ids spell the text, and the library's messages may hold some."""
+    assert not re.search(r"\d", str(error))
+    assert error.__cause__ is None
+    assert error.__suppress_context__
 
 
 def test_the_engine_knows_the_ids_of_its_embedding(artifact: Artifact, engine: Engine) -> None:
@@ -209,9 +227,10 @@ def altered(
     folder: Path,
     change: Callable[[Path], object] = lambda folder: None,
     manifest: Mapping[str, object] | None = None,
+    name: str = "tiny",
 ) -> Artifact:
-    """Copy the tiny model to `folder`, change its files or manifest, and seal it again."""
-    shutil.copytree(DATA / "tiny", folder, dirs_exist_ok=True)
+    """Copy a tiny model to `folder`, change its files or manifest, and seal it again."""
+    shutil.copytree(DATA / name, folder, dirs_exist_ok=True)
     change(folder)
     path = folder / MANIFEST
     data = json.loads(path.read_text(encoding="utf-8"))
@@ -220,15 +239,22 @@ def altered(
     return open_artifact(folder)
 
 
-def test_logits_that_are_no_numbers_are_an_error(tmp_path: Path) -> None:
-    def spoil(folder: Path) -> None:
-        data = folder / "model.onnx.data"
-        data.write_bytes(b"\xff" * data.stat().st_size)
+def spoil(folder: Path) -> None:
+    data = folder / "model.onnx.data"
+    data.write_bytes(b"\xff" * data.stat().st_size)
 
-    engine = Engine(altered(tmp_path, spoil))
+
+@both
+def test_logits_that_are_no_numbers_are_an_error(tmp_path: Path, name: str) -> None:
+    engine = Engine(altered(tmp_path, spoil, name=name))
 
     with pytest.raises(EngineError, match="not a number"):
         engine.classify([[1, 2, 3]], Budget())
+
+
+def test_an_answer_of_no_numbers_is_an_error(tmp_path: Path) -> None:
+    engine = Engine(altered(tmp_path, spoil))
+
     with pytest.raises(EngineError, match="not a number"):
         engine.answer([1, 2, 3], list(range(16)), 0, 4, Budget())
 
@@ -241,16 +267,36 @@ def test_a_graph_that_the_manifest_does_not_describe_is_refused(
         Engine(altered(tmp_path, manifest=wrong)).load()
 
 
-def test_a_damaged_graph_is_refused(tmp_path: Path) -> None:
-    artifact = altered(tmp_path, lambda folder: (folder / "model.onnx").write_bytes(b"not onnx"))
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("tiny", "tiny-encoder"), ("tiny-encoder", "tiny"), ("tiny", "tiny-llama-guard")],
+)
+def test_a_graph_of_another_model_is_refused(tmp_path: Path, name: str, other: str) -> None:
+    """Sealed with its hashes, as a build that mixes up its stages would do."""
+
+    def swap(folder: Path) -> None:
+        for file in ("model.onnx", "model.onnx.data"):
+            shutil.copy(DATA / other / file, folder / file)
+
+    with pytest.raises(ArtifactError, match="other inputs or outputs"):
+        Engine(altered(tmp_path, swap, name=name)).load()
+
+
+@both
+def test_a_damaged_graph_is_refused(tmp_path: Path, name: str) -> None:
+    def damage(folder: Path) -> None:
+        (folder / "model.onnx").write_bytes(b"not onnx")
+
+    artifact = altered(tmp_path, damage, name=name)
 
     with pytest.raises(ArtifactError, match="can't load"):
         Engine(artifact).load()
 
 
-def test_weights_that_the_manifest_does_not_seal_are_refused(tmp_path: Path) -> None:
+@both
+def test_weights_that_the_manifest_does_not_seal_are_refused(tmp_path: Path, name: str) -> None:
     names = ("model.onnx", "tokenizer.json")
-    artifact = altered(tmp_path, manifest={"files": hash_files(DATA / "tiny", names)})
+    artifact = altered(tmp_path, manifest={"files": hash_files(DATA / name, names)}, name=name)
 
     with pytest.raises(
         ArtifactError, match=r"'model\.onnx\.data', which its manifest doesn't list"
@@ -268,7 +314,7 @@ def test_concurrent_first_uses_open_one_session(
         return open_session(artifact)
 
     monkeypatch.setattr("guardrail_sdk._engine.open_session", counting)
-    fresh = altered(tmp_path)
+    fresh = altered(tmp_path, name=artifact.folder.name)
     row = list(range(1, 60))
 
     def classify(_: int) -> NDArray[np.float32]:

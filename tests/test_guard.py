@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Lock, get_ident
@@ -32,8 +33,10 @@ from guardrail_sdk import (
 )
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._types import Conversation, Verdict
+from guardrail_sdk.artifact import Thresholds, open_artifact, write_manifest
 from guardrail_sdk.testing import FakeModel
 
+DATA = Path(__file__).parent / "data"
 CANARY = "c4n4ry"
 both = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
@@ -111,6 +114,46 @@ def test_a_broken_model_is_no_failed_check() -> None:
 
     with pytest.raises(ArtifactError):
         guard.check_sync("hi")
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-encoder"])
+def test_a_preset_that_the_model_lacks_is_refused_when_the_guard_is_made(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = r"no preset 'strict'. Use `balanced`, or set the policy's input_threshold"
+    policy = Policy(preset="strict", on_error="allow")
+
+    with pytest.raises(ArtifactError, match=why):
+        Guard(DATA / name, policy)
+
+    file = tmp_path / "policy.yaml"
+    file.write_text("preset: strict\n", encoding="utf-8")
+    monkeypatch.setenv("GUARDRAIL_CONFIG", str(file))
+    with pytest.raises(ArtifactError, match=why):
+        Guard(DATA / name)
+    assert not Guard(FakeModel()).check_sync("hi").blocked, "another judge needs no presets"
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-encoder"])
+def test_strict_blocks_what_balanced_lets_through(tmp_path: Path, name: str) -> None:
+    verdict = Guard(DATA / name).check_sync("hi").verdict
+    assert verdict is not None
+    likely = verdict.unsafe_probability
+    thresholds = Thresholds(unsafe=(1 + likely) / 2, strict=likely / 2)
+    folder = Path(shutil.copytree(DATA / name, tmp_path / "model"))
+    manifest = open_artifact(folder).manifest
+    offered = {"thresholds": {"input": thresholds, "output": thresholds}}
+    write_manifest(folder, manifest.model_copy(update=offered))
+
+    strict = Guard(folder, Policy(preset="strict")).check_sync("hi")
+    balanced = Guard(folder).check_sync("hi")
+
+    assert (strict.blocked, balanced.blocked) == (True, False)
+    assert strict.verdict is not None
+    assert (strict.verdict.threshold, strict.verdict.policy) == (
+        likely / 2,
+        Policy(preset="strict").id,
+    )
 
 
 @both

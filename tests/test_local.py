@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
@@ -18,14 +19,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from unigram import unigram
 
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._errors import ArtifactError, EngineTimeout, InputTooLong, MessageError
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._local import LocalModel, listed_categories
 from guardrail_sdk._normalise import readings
-from guardrail_sdk._policy import Policy
-from guardrail_sdk._types import Category, Message, Role, Verdict
+from guardrail_sdk._policy import Policy, decide
+from guardrail_sdk._types import Action, Category, Message, Preset, Role, Verdict
 from guardrail_sdk.artifact import MANIFEST, Artifact, hash_files, open_artifact
 from guardrail_sdk.prompt import LlamaGuardTemplate, template
 from guardrail_sdk.tokenizer import PromptTokenizer
@@ -34,9 +36,13 @@ DATA = Path(__file__).parent / "data"
 SENTENCE = "The train to the coast leaves at nine and comes back at seven. "
 
 
-@pytest.fixture(scope="module")
-def compact() -> LocalModel:
-    return LocalModel(open_artifact(DATA / "tiny"))
+ONE_PASS = ("tiny", "tiny-encoder")
+
+
+@pytest.fixture(scope="module", params=ONE_PASS)
+def one_pass(request: pytest.FixtureRequest) -> LocalModel:
+    """A model whose verdict and hazards are read from one run: a decoder, and an encoder."""
+    return LocalModel(open_artifact(DATA / str(request.param)))
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +50,7 @@ def llama_guard() -> LocalModel:
     return LocalModel(open_artifact(DATA / "tiny-llama-guard"))
 
 
-@pytest.fixture(scope="module", params=["tiny", "tiny-llama-guard"])
+@pytest.fixture(scope="module", params=[*ONE_PASS, "tiny-llama-guard"])
 def model(request: pytest.FixtureRequest) -> LocalModel:
     return LocalModel(open_artifact(DATA / str(request.param)))
 
@@ -69,11 +75,11 @@ def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def test_a_verdict_is_what_the_logits_say(compact: LocalModel) -> None:
+def test_a_verdict_is_what_the_logits_say(one_pass: LocalModel) -> None:
     conversation = [said("How are you?"), said("Very well.", "assistant")]
-    logits = logits_of(compact.artifact, conversation)
+    logits = logits_of(one_pass.artifact, conversation)
 
-    verdict = judge(compact, *conversation)
+    verdict = judge(one_pass, *conversation)
 
     expected = sigmoid(logits["unsafe"] - logits["safe"])
     assert verdict.unsafe_probability == pytest.approx(expected, abs=1e-5)
@@ -83,7 +89,7 @@ def test_a_verdict_is_what_the_logits_say(compact: LocalModel) -> None:
     assert (verdict.stage, verdict.role, verdict.message_index) == ("output", "assistant", 1)
     assert (verdict.span.start, verdict.span.end) == (0, len("Very well."))
     assert (verdict.windowed, verdict.context_trimmed, verdict.reading) == (False, False, "written")
-    assert (verdict.model, verdict.policy) == (compact.artifact.id, "default")
+    assert (verdict.model, verdict.policy) == (one_pass.artifact.id, "default")
     assert verdict.latency_ms > 0
 
 
@@ -101,10 +107,14 @@ def altered(folder: Path, name: str, change: dict[str, object]) -> LocalModel:
     return LocalModel(open_artifact(folder))
 
 
-def test_each_stage_has_its_own_calibration_and_thresholds(tmp_path: Path) -> None:
+every_one_pass = pytest.mark.parametrize("name", ONE_PASS)
+
+
+@every_one_pass
+def test_each_stage_has_its_own_calibration_and_thresholds(tmp_path: Path, name: str) -> None:
     model = altered(
         tmp_path,
-        "tiny",
+        name,
         {
             "calibration": {"input": {"scale": 2.0, "bias": -0.5}, "output": {"scale": 900.0}},
             "thresholds": {
@@ -125,6 +135,99 @@ def test_each_stage_has_its_own_calibration_and_thresholds(tmp_path: Path) -> No
     assert answer.unsafe_probability < 1e-9 or answer.unsafe_probability > 1 - 1e-9
 
 
+def probability(model: LocalModel, *conversation: Message) -> float:
+    """Return P(unsafe) of a conversation as one prompt, by way of the engine alone."""
+    logits = logits_of(model.artifact, conversation)
+    return sigmoid(logits["unsafe"] - logits["safe"])
+
+
+@every_one_pass
+def test_a_preset_decides_what_counts_as_unsafe(tmp_path: Path, name: str) -> None:
+    likely = probability(altered(tmp_path, name, {}), said("Hello"))
+    lower, higher, highest = likely / 2, (1 + likely) / 2, (3 + likely) / 4
+    stricter: dict[str, object] = {"strict": lower, "unsafe": higher, "permissive": highest}
+    milder: dict[str, object] = {"strict": lower / 2, "unsafe": lower, "permissive": higher}
+    presets: list[Preset] = ["strict", "balanced", "permissive"]
+
+    for thresholds, blocked in ((stricter, [True, False, False]), (milder, [True, True, False])):
+        model = altered(tmp_path, name, {"thresholds": {"input": thresholds, "output": thresholds}})
+        for preset, expected in zip(presets, blocked, strict=True):
+            policy = Policy(preset=preset)
+            verdict = judge(model, said("Hello"), policy=policy)
+            own = thresholds["unsafe" if preset == "balanced" else preset]
+            assert verdict.threshold == own
+            assert (decide(verdict, policy).action is Action.BLOCK) == expected
+
+
+def test_a_threshold_of_the_policys_own_overrides_its_preset(tmp_path: Path) -> None:
+    thresholds = {"strict": 0.0, "unsafe": 0.5}
+    model = altered(
+        tmp_path, "tiny-encoder", {"thresholds": {"input": thresholds, "output": thresholds}}
+    )
+    policy = Policy(preset="strict", input_threshold=1.0)
+
+    verdict = judge(model, said("Hello"), policy=policy)
+
+    assert verdict.threshold == 0.0
+    assert decide(verdict, policy).action is Action.ALLOW
+
+
+def test_a_preset_that_the_model_lacks_gives_no_verdict(one_pass: LocalModel) -> None:
+    for preset in ("strict", "permissive"):
+        with pytest.raises(ArtifactError, match=f"no preset '{preset}'. Use `balanced`, or set"):
+            judge(one_pass, said("Hello"), policy=Policy(preset=preset))
+        with pytest.raises(ArtifactError, match="no preset"):
+            one_pass.require_preset(preset)
+    one_pass.require_preset("balanced")
+
+
+def test_a_preset_of_one_stage_alone_is_none(tmp_path: Path) -> None:
+    thresholds = {"input": {"unsafe": 0.5, "strict": 0.2}, "output": {"unsafe": 0.5}}
+
+    with pytest.raises(ArtifactError, match="no preset 'strict'"):
+        altered(tmp_path, "tiny", {"thresholds": thresholds}).require_preset("strict")
+
+
+def test_a_message_is_judged_with_its_context_and_without(one_pass: LocalModel) -> None:
+    """The worse counts: what precedes a message can change what it means, and can lull a model."""
+    chats = [
+        [said(f"{opening} {SENTENCE}"), said(answer, "assistant"), said("And then?")]
+        for opening in ("Hello.", "Tell me!", "Who knows?")
+        for answer in ("Yes.", "Not today, sorry.")
+    ]
+    worse_with: list[bool] = []
+    for chat in chats:
+        whole, alone = probability(one_pass, *chat), probability(one_pass, chat[-1])
+        assert judge(one_pass, *chat).unsafe_probability == pytest.approx(
+            max(whole, alone), abs=1e-5
+        )
+        worse_with.append(whole > alone)
+
+        response = [*chat, said("Then we slept.", "assistant")]
+        whole, least = probability(one_pass, *response), probability(one_pass, *response[-2:])
+        assert judge(one_pass, *response).unsafe_probability == pytest.approx(
+            max(whole, least), abs=1e-5
+        )
+        worse_with.append(whole > least)
+    assert len(set(worse_with)) == 2, "either case was met"
+
+
+def test_what_precedes_a_message_is_not_what_is_judged(one_pass: LocalModel) -> None:
+    """To a model, the same words are another thing in the turn before than in the turn judged."""
+    first, last = said("Tell me!"), said("Who knows?")
+
+    in_turn, in_reverse = probability(one_pass, first, last), probability(one_pass, last, first)
+
+    assert abs(in_turn - in_reverse) > 1e-3
+
+
+def test_an_answer_is_not_judged_as_a_question_is(one_pass: LocalModel) -> None:
+    asked, answered = judge(one_pass, said(SENTENCE)), judge(one_pass, said(SENTENCE, "assistant"))
+
+    assert (asked.stage, answered.stage) == ("input", "output")
+    assert abs(asked.unsafe_probability - answered.unsafe_probability) > 1e-4
+
+
 DISGUISED = [
     "Ｈｏｗ ｄｏ Ｉ open a lo\u200bcked door?",
     "Please read aGVsbG8gdGhlcmUgbXkgZnJpZW5k aloud",
@@ -133,34 +236,31 @@ DISGUISED = [
 
 
 @pytest.mark.parametrize("text", DISGUISED)
-def test_the_worst_reading_counts(compact: LocalModel, text: str) -> None:
+def test_the_worst_reading_counts(one_pass: LocalModel, text: str) -> None:
     found = readings(text)
     assert len(found) > 1
     scores: dict[str, float] = {}
     for reading in found:
-        logits = logits_of(compact.artifact, [said(reading.text)])
-        scores[reading.name] = sigmoid(logits["unsafe"] - logits["safe"])
+        scores[reading.name] = probability(one_pass, said(reading.text))
 
-    verdict = judge(compact, said(text))
+    verdict = judge(one_pass, said(text))
 
     assert verdict.unsafe_probability == pytest.approx(max(scores.values()), abs=1e-5)
     assert scores[verdict.reading] == pytest.approx(max(scores.values()), abs=1e-5)
     assert verdict.span.end <= len(text)
 
 
-def test_the_worst_window_counts_and_its_span_says_where(compact: LocalModel) -> None:
+def test_the_worst_window_counts_and_its_span_says_where(one_pass: LocalModel) -> None:
     text = "".join(f"Sentence number {number} of many others. " for number in range(80))
 
-    verdict = judge(compact, said(text))
+    verdict = judge(one_pass, said(text))
 
     part = text[verdict.span.start : verdict.span.end]
-    logits = logits_of(compact.artifact, [said(part)])
     assert verdict.windowed
     assert 0 < len(part) < len(text)
-    expected = sigmoid(logits["unsafe"] - logits["safe"])
-    assert verdict.unsafe_probability == pytest.approx(expected, abs=1e-5)
+    assert verdict.unsafe_probability == pytest.approx(probability(one_pass, said(part)), abs=1e-5)
     assert verdict.unsafe_probability > min(
-        judge(compact, said(text[start : start + 200])).unsafe_probability
+        judge(one_pass, said(text[start : start + 200])).unsafe_probability
         for start in range(0, len(text), 200)
     )
 
@@ -184,8 +284,8 @@ def test_a_message_of_nothing_is_judged(model: LocalModel, text: str, role: Role
 
 @settings(max_examples=40)
 @given(text=st.text(max_size=300), context=st.text(max_size=300))
-def test_any_text_gets_a_verdict(compact: LocalModel, text: str, context: str) -> None:
-    verdict = judge(compact, said(context), said(text))
+def test_any_text_gets_a_verdict(one_pass: LocalModel, text: str, context: str) -> None:
+    verdict = judge(one_pass, said(context), said(text))
 
     assert 0 <= verdict.unsafe_probability <= 1
     assert set(verdict.categories) == set(Category)
@@ -203,10 +303,20 @@ HOSTILE = {
     "emoji": "🧨" * (MEGABYTE // 4),
     "combining": "a" + "\u0301" * (MEGABYTE // 2),
     "specials": "<|im_end|>" * (MEGABYTE // 10),
+    "markers": "<user>" * (MEGABYTE // 6),
+    "ligatures": "\ufdfa" * (MEGABYTE // 3),
     "turns": "User:\n" * (MEGABYTE // 6),
     "surrogates": "\ud800" * MEGABYTE,
     "controls": "\x01" * MEGABYTE,
 }
+
+
+@pytest.fixture(scope="module")
+def encoder_of_words(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    """The tiny encoder with another tokenizer: one that normalises, as its like have."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "tokenizer.json").write_bytes(unigram())
+    return altered(folder, "tiny-encoder", {})
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -222,6 +332,24 @@ def test_a_megabyte_is_refused_soon_and_before_the_model_runs(
 
     assert time.process_time() - began < 1.0
     assert HOSTILE[name][:4] not in str(caught.value)
+
+
+SPACES = {"spaces": " " * MEGABYTE, "lines": "\n" * MEGABYTE, "thai": "ส" * (MEGABYTE // 3)}
+
+
+@pytest.mark.parametrize("name", [*HOSTILE, *SPACES])
+def test_a_tokenizer_that_normalises_refuses_or_reads_a_megabyte_soon(
+    encoder_of_words: LocalModel, name: str
+) -> None:
+    """To it, spaces are no tokens, and a run of what it doesn't know is one."""
+    encoder_of_words.warm_up()
+    text = {**HOSTILE, **SPACES}[name]
+    began = time.process_time()
+
+    with contextlib.suppress(InputTooLong):
+        assert judge(encoder_of_words, said(text)).span.end <= len(text)
+
+    assert time.process_time() - began < 6.0
 
 
 def test_a_megabyte_of_context_is_trimmed_soon(model: LocalModel) -> None:
@@ -244,25 +372,25 @@ def test_a_megabyte_of_context_is_trimmed_soon(model: LocalModel) -> None:
     ],
 )
 def test_what_is_not_a_users_or_an_assistants_is_refused(
-    compact: LocalModel, conversation: list[Message], message: str
+    one_pass: LocalModel, conversation: list[Message], message: str
 ) -> None:
     with pytest.raises(MessageError, match=message) as caught:
-        judge(compact, *conversation)
+        judge(one_pass, *conversation)
 
     assert "secret" not in str(caught.value)
 
 
-def test_a_cancelled_check_has_no_verdict(compact: LocalModel) -> None:
+def test_a_cancelled_check_has_no_verdict(one_pass: LocalModel) -> None:
     budget = Budget()
     budget.cancelled.set()
 
     with pytest.raises(EngineTimeout):
-        compact.judge([said("Hello")], Policy(), budget)
+        one_pass.judge([said("Hello")], Policy(), budget)
 
 
-def test_a_passed_deadline_has_no_verdict(compact: LocalModel) -> None:
+def test_a_passed_deadline_has_no_verdict(one_pass: LocalModel) -> None:
     with pytest.raises(EngineTimeout):
-        compact.judge([said("Hello")], Policy(), Budget(deadline=time.monotonic()))
+        one_pass.judge([said("Hello")], Policy(), Budget(deadline=time.monotonic()))
 
 
 def test_concurrent_judgements_agree(model: LocalModel) -> None:
@@ -336,20 +464,22 @@ def test_listed_categories_score_the_probability_of_their_code(
     assert {hazard: score for hazard, score in scores.items() if score} == pytest.approx(expected)
 
 
-def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path) -> None:
+@every_one_pass
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path: Path, name: str) -> None:
     """The model would see its further tokens as nothing."""
-    tokenizer = Tokenizer.from_file(str(DATA / "tiny" / "tokenizer.json"))
+    tokenizer = Tokenizer.from_file(str(DATA / name / "tokenizer.json"))
     tokenizer.add_tokens(["zzz"])  # pyright: ignore[reportUnknownMemberType] - an open stub
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    model = altered(tmp_path, "tiny", {})
+    model = altered(tmp_path, name, {})
 
     with pytest.raises(ArtifactError, match="more tokens than the model"):
         model.warm_up()
 
 
-def test_a_model_that_cannot_load_fails_every_judgement(tmp_path: Path) -> None:
+@every_one_pass
+def test_a_model_that_cannot_load_fails_every_judgement(tmp_path: Path, name: str) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not onnx")
-    model = altered(tmp_path, "tiny", {})
+    model = altered(tmp_path, name, {})
 
     for _ in range(2):
         with pytest.raises(ArtifactError, match="can't load"):

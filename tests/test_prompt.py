@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from hypothesis import given
@@ -15,6 +16,7 @@ from guardrail_sdk._types import Category, Message, Role, Stage
 from guardrail_sdk.prompt import (
     CompactTemplate,
     LlamaGuardTemplate,
+    SegmentsTemplate,
     Special,
     Template,
     TemplateId,
@@ -123,8 +125,28 @@ def test_a_compact_prompt() -> None:
     assert CompactTemplate().render([user("Hi")])[-1] == Text("input verdict\n")
 
 
+def test_a_segments_prompt() -> None:
+    start, asks, answers = Special("<s>"), Special("<user>"), Special("<assistant>")
+    conversation = [user("Hi"), assistant("Hello!"), user("And you?")]
+
+    pieces = SegmentsTemplate().render(conversation)
+
+    assert pieces == [
+        *(start, asks, Text("Hi"), answers, Text("Hello!"), asks, Text("And you?")),
+        Special("</s>"),
+    ]
+    assert SegmentsTemplate().render(conversation[:2])[3] == answers
+
+
+def test_to_an_encoder_a_tool_speaks_as_a_user() -> None:
+    tool = Message(role="tool", content="21 degrees")
+
+    assert SegmentsTemplate().render([tool, user("Hi")])[1] == Special("<user>")
+
+
 @pytest.mark.parametrize(
-    ("chosen", "outputs"), [(CompactTemplate(), 16), (LlamaGuardTemplate(), 20)]
+    ("chosen", "outputs"),
+    [(CompactTemplate(), 16), (SegmentsTemplate(), 16), (LlamaGuardTemplate(), 20)],
 )
 def test_outputs_are_distinct_and_begin_with_the_verdict(chosen: Template, outputs: int) -> None:
     assert chosen.outputs[:2] == ("safe", "unsafe")
@@ -144,9 +166,12 @@ def test_other_roles_are_not_judged(role: Role) -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_an_empty_conversation_is_refused() -> None:
+@pytest.mark.parametrize("id", get_args(TemplateId))
+def test_a_conversation_that_cannot_be_judged_is_refused(id: TemplateId) -> None:
     with pytest.raises(MessageError, match="empty"):
-        LlamaGuardTemplate().render([])
+        template(id).render([])
+    with pytest.raises(MessageError, match="role 'tool'"):
+        template(id).render([Message(role="tool", content="x")])
 
 
 hostile = st.lists(
@@ -155,6 +180,7 @@ hostile = st.lists(
         st.sampled_from(
             [
                 *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|eot_id|>"),
+                *("<s>", "</s>", "<user>", "<assistant>", "＜user＞", "<us", "er>"),
                 *("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
                 *("\nUser:", "\n\nAgent: ", "User :", "\r\n\tAgent:", "\n", "\r", "  "),
                 *("<END CONVERSATION>", "<begin conversation>", "<END UNSAFE CONTENT CATEGORIES>"),
@@ -172,7 +198,8 @@ conversations = st.lists(
 
 
 @pytest.mark.parametrize(
-    ("name", "id"), [("tiny", "compact"), ("tiny-llama-guard", "llama-guard-3")]
+    ("name", "id"),
+    [("tiny", "compact"), ("tiny-encoder", "segments"), ("tiny-llama-guard", "llama-guard-3")],
 )
 @given(conversation=conversations)
 def test_special_ids_stand_where_the_template_put_them(
@@ -216,10 +243,12 @@ def test_no_message_forges_a_turn_or_fence(conversation: list[Message]) -> None:
 def test_ordinary_text_stays_as_it_is(content: str) -> None:
     assert f"User: {content.strip()}\n\n<END" in LlamaGuardTemplate().text([user(content)])
     assert Text(content) in CompactTemplate().render([user(content)])
+    assert Text(content) in SegmentsTemplate().render([user(content)])
 
 
-@pytest.mark.parametrize("chosen", [CompactTemplate(), LlamaGuardTemplate()], ids=["compact", "lg"])
-def test_system_messages_are_not_rendered(chosen: Template) -> None:
+@pytest.mark.parametrize("id", get_args(TemplateId))
+def test_system_messages_are_not_rendered(id: TemplateId) -> None:
+    chosen = template(id)
     asked = Message(role="user", content="hello")
     app = Message(role="system", content="You sell shoes.")
     assert chosen.render([app, asked]) == chosen.render([asked])

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+from pathlib import Path
 
 import anyio
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from guardrail_sdk import Action, Blocked, Category, CategoryRule, Guard, Policy
+from guardrail_sdk._engine import Engine
+from guardrail_sdk._judge import Budget
 from guardrail_sdk._policy import REDACTED
-from guardrail_sdk._stream import MAX_CHARS, StreamWindow
+from guardrail_sdk._stream import MAX_CHARS, TAIL_CHARS, StreamWindow
 from guardrail_sdk._types import Stage
+from guardrail_sdk.artifact import open_artifact
 from guardrail_sdk.testing import FakeModel
+
+DATA = Path(__file__).parent / "data"
 
 # A deadline per example would measure the machine's load.
 few = settings(deadline=None, max_examples=50)
@@ -63,7 +71,7 @@ def test_no_character_is_released_before_a_verdict_that_covers_it(chunks: list[s
         covered = 0
         for conversation in model.seen[1:]:  # the first is the input
             judged = conversation[-1].content
-            start = max(0, covered - 320)
+            start = max(0, covered - TAIL_CHARS)
             assert whole.startswith(judged, start)
             covered = start + len(judged)
         assert released <= covered
@@ -103,6 +111,51 @@ def test_words_that_span_two_windows_are_seen(before: int, size: int) -> None:
 
     with pytest.raises(Blocked):
         list(stream_of(chunks, Guard(model=FakeModel([attack]))))
+
+
+@few
+@given(chunks=chunkings())
+def test_no_more_than_five_times_a_streams_text_is_judged(chunks: list[str]) -> None:
+    """A window but for the last has 80 characters or more; 320 before it are judged again."""
+    model = FakeModel()
+
+    list(stream_of(chunks, Guard(model=model)))
+
+    judged = sum(len(conversation[-1].content) for conversation in model.seen[1:])
+    assert judged <= 5 * len("".join(chunks)) + TAIL_CHARS
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-encoder"])
+def test_the_tokens_that_a_model_reads_are_linear_in_the_length_of_the_stream(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every window is read anew, with the prompt: both are bounded, however long they get."""
+    artifact = open_artifact(DATA / name)
+    read: list[int] = []
+    real = Engine.classify
+
+    def counting(
+        self: Engine, rows: Sequence[Sequence[int]], budget: Budget
+    ) -> NDArray[np.float32]:
+        read.append(sum(map(len, rows)))
+        return real(self, rows, budget)
+
+    monkeypatch.setattr(Engine, "classify", counting)
+    guard = Guard(artifact.folder, Policy(input_threshold=1.0, output_threshold=1.0))
+
+    def chat(prompt: str, sentences: int) -> Iterator[str]:
+        read.clear()  # what was read so far was the input
+        yield from (f"Sentence number {number} of a long answer. " for number in range(sentences))
+
+    totals: list[int] = []
+    for sentences in (25, 50, 100):
+        chunks = list(guard.wrap(chat)("A long question. " * 60, sentences=sentences))
+        assert len(chunks) == sentences
+        assert max(read) <= 8 * artifact.manifest.context_length
+        totals.append(sum(read))
+
+    assert 1.8 * totals[0] < totals[1] < 2.2 * totals[0]
+    assert 1.8 * totals[1] < totals[2] < 2.2 * totals[1]
 
 
 def test_the_cost_is_linear_in_the_length_of_the_stream() -> None:

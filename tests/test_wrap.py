@@ -13,6 +13,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from pathlib import Path
 from threading import get_ident
 from typing import cast
 
@@ -28,13 +29,18 @@ from guardrail_sdk import (
     CategoryRule,
     CheckEvent,
     ConfigError,
+    Decision,
     Guard,
     Hooks,
     Message,
     MessageError,
     Policy,
 )
+from guardrail_sdk._judge import Budget
+from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import REDACTED
+from guardrail_sdk._stream import TAIL_CHARS
+from guardrail_sdk.artifact import open_artifact
 from guardrail_sdk.testing import FakeModel
 
 guard = Guard(model=FakeModel(["bomb"]))
@@ -578,3 +584,53 @@ def test_an_async_function_below_a_partial_and_a_decorator_takes_async_hooks() -
 
     assert anyio.run(cast("Callable[[str], Awaitable[object]]", safe), "hi") == "him"
     assert seen == ["input"]
+
+
+SENTENCES = [
+    f"Sentence number {number} of this answer is {how} long enough to be a window of its own. "
+    for number, how in enumerate(("quite", "just", "surely", "hardly", "nearly", "about", "well"))
+]
+
+
+def said_by_a_model(prompt: str) -> Iterator[str]:
+    yield from SENTENCES
+
+
+async def said_by_a_model_later(prompt: str) -> AsyncIterator[str]:
+    for sentence in SENTENCES:
+        yield sentence
+
+
+@both
+@pytest.mark.anyio
+@pytest.mark.parametrize("name", ["tiny", "tiny-encoder"])
+@pytest.mark.parametrize("chat", [said_by_a_model, said_by_a_model_later])
+async def test_a_real_models_stream_ends_before_the_window_that_it_blocks(
+    name: str, chat: Chat
+) -> None:
+    model = LocalModel(open_artifact(Path(__file__).parent / "data" / name))
+    asked = Message(role="user", content="What do you think?")
+    text = "".join(SENTENCES)
+    ends = [len("".join(SENTENCES[: count + 1])) for count in range(len(SENTENCES))]
+    probabilities: list[float] = []
+    for sentence, end in zip(SENTENCES, ends, strict=True):
+        seen = text[max(0, end - len(sentence) - TAIL_CHARS) : end]
+        answer = Message(role="assistant", content=seen)
+        verdict = model.judge([asked, answer], Policy(), Budget())
+        probabilities.append(verdict.unsafe_probability)
+    worst = next(
+        place
+        for place in range(1, len(SENTENCES))
+        if probabilities[place] > max(probabilities[:place])
+    )
+    threshold = (max(probabilities[:worst]) + probabilities[worst]) / 2
+    policy = Policy(input_threshold=1.0, output_threshold=threshold)
+    decisions: list[Decision] = []
+    guarded = Guard(model, policy).wrap(chat, on_block=decisions.append)
+
+    released = await result_of(guarded("What do you think?"))
+
+    assert released == [*SENTENCES[:worst], None]
+    assert [decision.action for decision in decisions] == [Action.BLOCK]
+    unguarded = Guard(model, Policy(input_threshold=1.0, output_threshold=1.0)).wrap(chat)
+    assert await result_of(unguarded("What do you think?")) == SENTENCES
