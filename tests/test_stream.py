@@ -8,7 +8,7 @@ from pathlib import Path
 import anyio
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -115,6 +115,7 @@ def test_words_that_span_two_windows_are_seen(before: int, size: int) -> None:
 
 @few
 @given(chunks=chunkings())
+@example(chunks=["Short windows have the most overlap. " * 3] * 40)
 def test_no_more_than_five_times_a_streams_text_is_judged(chunks: list[str]) -> None:
     """A window but for the last has 80 characters or more; 320 before it are judged again."""
     model = FakeModel()
