@@ -123,6 +123,8 @@ def _data(workspace: Workspace, manifest: Manifest) -> str:
         for name, count in data.sources_by_use[use].items():
             lines.append(f"| {name} | {count:,} | {data.licences[name]} |")
         lines.append("")
+    if unknown := sorted(set(by_use) - set(_HEADINGS)):
+        raise ValueError(f"Rows whose use is {unknown} may not train weights that ship.")
     closing = [
         "Nothing else was used: no row of a benchmark's test set, and no row whose licence forbids",
         "commercial use.",

@@ -39,6 +39,8 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     """
     recipe = workspace.recipe
     folders = {name: folder for folder in workspace.data for name in _manifest(folder)}
+    if len(folders) < sum(len(_manifest(folder)) for folder in workspace.data):
+        raise ValueError("Two folders of data list a file of the same name: rename one.")
     about = {name: entry for folder in workspace.data for name, entry in _manifest(folder).items()}
     encoder = Tokenizer.from_buffer(workspace.checkpoint("base").tokenizer)
     encoder.encode_special_tokens = True
@@ -52,19 +54,20 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         raise ValueError(f"The recipe names {unknown}, which no manifest.json lists.")
     corrections = {row: fix for folder in workspace.data for row, fix in _corrections(folder)}
     rows = [
-        row
+        _cut(row, encoder, recipe.data)
         for name in sorted(allowed)
         for row in _chosen(_file(folders[name], name), recipe.data.sources.get(name), corrections)
     ]
     rows = _distinct(rows)
+    twice = [row for row, count in Counter(row.id for row in rows).items() if count > 1]
+    if twice:
+        raise ValueError(f"Two rows have the id {twice[0]!r}: logits and labels go by it.")
     evaluated = [row for path in workspace.evaluation for row in read_rows(path)]
     kept = without_overlap(rows, evaluated)
     share = recipe.data.validation_share
-    validation = [row for row in kept if _place(row) < share]
     training = [row for row in kept if _place(row) >= share]
+    validation = [row for row in kept if _place(row) < share]
     training = augmented(training, recipe.data.context_share, recipe.data.prefix_share)
-    training = [_cut(row, encoder, recipe.data) for row in training]
-    validation = [_cut(row, encoder, recipe.data) for row in validation]
     training = _within_budget(training, encoder, recipe.data.token_budget)
     if not training or not validation:
         raise ValueError(f"The data holds no rows for the uses {recipe.data.uses}.")
@@ -130,6 +133,8 @@ def sample(rows: Sequence[Row], count: int) -> list[Row]:
     by_source: dict[str, list[Row]] = {}
     for row in sorted(rows, key=lambda row: rank("sample" + row.id)):
         by_source.setdefault(row.source, []).append(row)
+    if not rows or count < 1:
+        return []
     share = count / max(count, len(rows))
     return [
         row for group in by_source.values() for row in group[: max(1, round(share * len(group)))]
@@ -169,14 +174,12 @@ def _chosen(
     path: Path, source: Source | None, corrections: Mapping[str, Correction]
 ) -> Iterator[Row]:
     source = source or Source()
-    rows = [
-        labelled
-        for row in read_rows(path)
-        for corrected in _corrected(row, corrections.get(row.id))
-        for labelled in _labelled(corrected, source)
-    ]
-    rows.sort(key=lambda row: rank("choose" + row.id))
-    yield from rows if source.rows is None else rows[: source.rows]
+    # The cap counts rows as they lie in the file: those that were read and left out don't make
+    # room for others that nobody has read.
+    rows = sorted(read_rows(path), key=lambda row: rank("choose" + row.id))
+    for row in rows if source.rows is None else rows[: source.rows]:
+        for corrected in _corrected(row, corrections.get(row.id)):
+            yield from _labelled(corrected, source)
 
 
 def _corrected(row: Row, fix: Correction | None) -> Iterator[Row]:

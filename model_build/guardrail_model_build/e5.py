@@ -64,7 +64,7 @@ def pruned_vocabulary(base: Pretrained, size: int) -> tuple[dict[str, Tensor], T
     """Return the weights and tokenizer of `base` with `size` pieces and `SPECIALS`.
 
     Kept are the unknown piece, single characters, and of the pieces whose letters are all of
-    `SCRIPTS` the likeliest. The role markers start as the words that they stand for.
+    `SCRIPTS` the likeliest. A role marker is the opposite of the word that it stands for.
     """
     candidates = [
         index
@@ -86,7 +86,10 @@ def pruned_vocabulary(base: Pretrained, size: int) -> tuple[dict[str, Tensor], T
         places[f"{_SPACE}assistant"],
     ]
     weights = dict(base.weights)
-    weights["model.embed_tokens.weight"] = base.weights["model.embed_tokens.weight"][rows]
+    embedding = base.weights["model.embed_tokens.weight"][rows]
+    # Away from the words themselves: the same vector would let a text forge a turn.
+    embedding[-2:] *= -1
+    weights["model.embed_tokens.weight"] = embedding
     return weights, tokenizer
 
 

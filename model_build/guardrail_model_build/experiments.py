@@ -31,7 +31,7 @@ from torch import Tensor
 from guardrail_model_build import importance
 from guardrail_model_build.augment import rank
 from guardrail_model_build.checkpoint import Checkpoint
-from guardrail_model_build.data import load_split, research_rows, sample
+from guardrail_model_build.data import load_split, research_rows, sample, student_rows
 from guardrail_model_build.examples import Encoder, Example
 from guardrail_model_build.export import export_onnx
 from guardrail_model_build.prune import prune
@@ -110,8 +110,7 @@ def _search(workspace: Workspace) -> Iterator[Run]:
 def _curve(workspace: Workspace) -> Iterator[Run]:
     """Prune the teacher to several sizes, and let each learn from it for as many tokens."""
     settings = workspace.recipe.experiments
-    train = load_split(workspace.stage("data"), "train")
-    rows = _within(workspace, train, settings.tokens)
+    rows = _within(workspace, student_rows(workspace), settings.tokens)
     ranks = importance.load(workspace.stage("importance"))
     for size in settings.curve:
         yield Run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,8 @@ CRUEL = ("poison", "bombs", "robbery", "threats", "torture", "fraud", "stalking"
 def rows(count: int) -> dict[str, list[dict[str, object]]]:
     """Return small, separable data sets by name: prompts, responses and hazard domains.
 
-    Every topic occurs, and the topic alone tells safe from unsafe: the numbers are the same ones.
+    Every topic occurs, and the topic alone tells safe from unsafe: the words around it are drawn
+    at random, so that hardly any two rows overlap.
     """
     prompts: list[dict[str, object]] = []
     answers: list[dict[str, object]] = []
@@ -38,8 +40,8 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
     for row in range(count):
         unsafe, number = row % 2 == 1, row // 2
         topic = (CRUEL if unsafe else KIND)[number % 8]
-        question = _user(f"Tell me about {topic}, please, number {number}.")
-        answer = {"role": "assistant", "content": f"Here is all about {topic}, number {number}."}
+        question = _user(_about(topic, f"prompt {row}"))
+        answer = {"role": "assistant", "content": _about(topic, f"answer {row}")}
         about: dict[str, object] = {
             "lang": "en",
             "unsafe": unsafe,
@@ -59,7 +61,7 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
                 **about,
                 "id": f"a{row}",
                 "source": "answers",
-                "messages": [_user(f"What is there to say of {topic}, {number}?"), answer],
+                "messages": [_user(_about(topic, f"asked {row}")), answer],
                 "target": "assistant",
             }
         )
@@ -68,7 +70,7 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
                 **about,
                 "id": f"d{row}",
                 "source": "domains",
-                "messages": [_user(f"Explain number {number} of {topic}.")],
+                "messages": [_user(_about(topic, f"domain {row}"))],
                 "target": "user",
                 "unsafe": None,
                 "categories": ["S9" if unsafe else "S6"],
@@ -77,16 +79,13 @@ def rows(count: int) -> dict[str, list[dict[str, object]]]:
     return {"prompts": prompts, "answers": answers, "domains": domains}
 
 
+def _about(topic: str, key: str) -> str:
+    words = random.Random(key).sample(_WORDS, 7)
+    return " ".join([*words[:4], topic, *words[4:]])
+
+
 def _user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
-
-
-def _reworded(row: dict[str, object]) -> dict[str, object]:
-    """Return a prompt about the same in other words, which overlaps with no training row."""
-    text = json.dumps(row["messages"])
-    for old, new in (("Tell me about", "What is all of"), (", please, number", " to me, please,")):
-        text = text.replace(old, new)
-    return row | {"id": f"s{row['id']}", "source": "secret", "messages": json.loads(text)}
 
 
 def write_data(folder: Path, count: int = 120) -> Path:
@@ -99,7 +98,8 @@ def write_data(folder: Path, count: int = 120) -> Path:
         "held": {"split": "eval", "use": "eval"},
     }
     sets = rows(count)
-    sets["secret"] = [_reworded(row) for row in sets["prompts"]]
+    others = rows(2 * count)["prompts"][count:]
+    sets["secret"] = [row | {"id": f"s{row['id']}", "source": "secret"} for row in others]
     (folder / "train").mkdir(parents=True)
     for name, lines in sets.items():
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -160,6 +160,8 @@ def _write_encoder(folder: Path) -> Path:
         ),
         add_pooling_layer=False,
     )
+    # As different as pretrained words are: it is what the tiny build tells the topics apart by.
+    torch.nn.init.normal_(model.embeddings.word_embeddings.weight)
     model.save_pretrained(folder)
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=3, byte_fallback=False))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -212,7 +214,7 @@ def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
                 "token_budget": 20_000,
                 "sources": {"domains": {"unsafe_categories": ["S9"]}},
             },
-            "finetune": training | {"epochs": 6, "distil_share": 0.0},
+            "finetune": training | {"epochs": 12, "distil_share": 0.0},
             "prune": {"blocks": 2, "mlp": 96, "calibration_rows": 40},
             "distil": training,
             "qat": training | {"epochs": 1},

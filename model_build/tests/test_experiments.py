@@ -68,8 +68,12 @@ def test_a_finished_run_is_read_again(
 
 
 def test_the_command_prints_and_keeps_the_table(
-    measured: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    measured: Workspace,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(measured.recipe.model_dump_json())
     data = [str(folder) for folder in measured.data]
