@@ -114,7 +114,7 @@ class Verdict:
     reading: str
     """Which reading of the text was worst: `written`, `folded`, `base64`, `hex` or `rot13`."""
     threshold: float
-    """The model's own threshold for this stage, at the policy's preset; a policy may override it."""
+    """The model's own threshold for this stage, at the policy's preset, unless it is overridden."""
     category_thresholds: Mapping[Category, float]
     """The model's own thresholds by hazard; a policy may override them."""
     model: str
