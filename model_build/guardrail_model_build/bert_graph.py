@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import onnx
 import torch
 from onnx import TensorProto, helper
 from torch import nn
 
 from guardrail_model_build.bert import Bert, BertConfig, Layer
-from guardrail_model_build.graph import Graph
+from guardrail_model_build.graph import Graph, Signature
 from guardrail_model_build.linear import Linear
 
 _INT32, _INT64, _BOOL = int(TensorProto.INT32), int(TensorProto.INT64), int(TensorProto.BOOL)
-Signature = tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]
 
 
 def encoder(graph: Graph, model: Bert) -> Signature:

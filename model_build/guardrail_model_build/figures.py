@@ -133,8 +133,6 @@ def bars(
     groups: Sequence[str],
     series: Mapping[str, Sequence[tuple[float, Interval | None] | None]],
     label: str,
-    *,
-    goals: Mapping[str, float] | None = None,
 ) -> str:
     """Return horizontal bars with intervals, one per group and series; None leaves a bar out.
 
@@ -143,7 +141,6 @@ def bars(
         groups: What the bars are about, from the top down.
         series: Values by series, in the order of `groups`.
         label: What the values are.
-        goals: A value to reach, by group, drawn as a line across its bars.
     """
     height = 0.8 / max(1, len(series))
 
@@ -165,10 +162,6 @@ def bars(
             for place, (_, ends) in known:
                 if ends is not None:
                     axes.plot(ends, [place, place], color=_INK, lw=1.3)
-        for row, group in enumerate(groups):
-            if goals and group.split()[0] in goals:
-                goal = goals[group.split()[0]]
-                axes.plot([goal, goal], [row - 0.45, row + 0.45], "--", color=_INK, lw=1)
         axes.set_yticks(range(len(groups)), groups)
         axes.set(xlim=(0, 1.01), ylim=(len(groups) - 0.45, -0.55), xlabel=label)
         axes.grid(visible=False, axis="y")

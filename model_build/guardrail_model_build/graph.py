@@ -39,6 +39,8 @@ _MICROSOFT_KINDS = frozenset(
 
 Array = NDArray[np.generic]
 Attribute = int | float
+Signature = tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]
+"""A graph's inputs and outputs."""
 
 
 def pack_nibbles(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -11,11 +11,10 @@ import onnx
 import torch
 from onnx import TensorProto, helper
 
-from guardrail_model_build.graph import Graph
+from guardrail_model_build.graph import Graph, Signature
 from guardrail_model_build.llama import Block, Llama, LlamaConfig, rotary
 
 _INT32 = int(TensorProto.INT32)
-Signature = tuple[list[onnx.ValueInfoProto], list[onnx.ValueInfoProto]]
 
 
 def decoder(graph: Graph, model: Llama) -> Signature:
