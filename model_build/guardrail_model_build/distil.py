@@ -48,8 +48,10 @@ def _learn(
     title: str,
 ) -> Metrics:
     checkpoint = workspace.checkpoint(source)
-    weights = workspace.recipe.data.weights()
-    encoder = Encoder(checkpoint.template, checkpoint.tokenizer, weights)
+    recipe = workspace.recipe
+    encoder = Encoder(
+        checkpoint.template, checkpoint.tokenizer, recipe.context_length, recipe.data.weights()
+    )
     examples = [encoder.encode(row) for row in student_rows(workspace)]
     logits = torch.load(workspace.stage("teacher") / "logits.pt")
     model = checkpoint.model()
@@ -61,7 +63,7 @@ def _learn(
         training,
         teacher=[logits[example.id] for example in examples],
         folder=out,
-        seed=workspace.recipe.seed + turn,
+        seed=recipe.seed + turn,
         title=title,
     )
     checkpoint.updated(model).save(out)

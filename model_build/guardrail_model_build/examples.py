@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,6 +61,7 @@ class Encoder:
     Args:
         template_id: The template.
         tokenizer: A `tokenizer.json`.
+        context: The most tokens of an example.
         weights: How much the rows of a source count in the loss; 1 where it isn't named.
     """
 
@@ -68,15 +69,35 @@ class Encoder:
         self,
         template_id: TemplateId,
         tokenizer: bytes,
+        context: int,
         weights: Mapping[str, float] | None = None,
     ) -> None:
         self.template = template(template_id)
+        self._context = context
         self._weights = weights or {}
         self._tokenizer = PromptTokenizer(tokenizer)
         self._outputs = {name: index for index, name in enumerate(self.template.outputs)}
 
     def encode(self, row: Row) -> Example:
-        """Return the example of `row`."""
+        """Return the example of `row`, its longest messages cut until it fits the context.
+
+        Raises:
+            ValueError: If not even empty messages fit.
+        """
+        example = self._whole(row)
+        while len(example.ids) > self._context:
+            contents = [message.content for message in row.messages]
+            longest = max(range(len(contents)), key=lambda place: len(contents[place]))
+            if not contents[longest]:
+                raise ValueError(f"{self._context} tokens don't hold the template alone.")
+            kept = int(0.95 * len(contents[longest]) * self._context / len(example.ids))
+            messages = list(row.messages)
+            messages[longest] = replace(messages[longest], content=contents[longest][:kept])
+            row = row.model_copy(update={"messages": tuple(messages)})
+            example = self._whole(row)
+        return example
+
+    def _whole(self, row: Row) -> Example:
         prompt = self._tokenizer.encode(self.template.render(row.messages))
         if isinstance(self.template, LlamaGuardTemplate):
             return self._with_answer(row, prompt)

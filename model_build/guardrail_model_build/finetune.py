@@ -16,7 +16,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     """Write the teacher, and its logits on the rows that the student learns from."""
     recipe = workspace.recipe
     base = workspace.checkpoint("base")
-    encoder = Encoder(base.template, base.tokenizer, recipe.data.weights())
+    encoder = Encoder(base.template, base.tokenizer, recipe.context_length, recipe.data.weights())
     examples = [encoder.encode(row) for row in load_split(workspace.stage("data"), "train")]
     model = base.model()
     metrics = fit(
@@ -31,7 +31,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     )
     base.updated(model).save(out)
     asked = [encoder.encode(row) for row in student_rows(workspace)]
-    logits = predict(model, asked, bfloat16=recipe.finetune.bfloat16)
+    logits = predict(model, asked)
     by_id = {example.id: values for example, values in zip(asked, logits, strict=True)}
     torch.save(by_id, out / "logits.pt")
     return dict(metrics)

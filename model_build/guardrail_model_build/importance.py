@@ -39,7 +39,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     """Measure the teacher on calibration rows from the training split."""
     teacher = workspace.checkpoint("teacher")
     rows = load_split(workspace.stage("data"), "train")
-    encoder = Encoder(teacher.template, teacher.tokenizer)
+    encoder = Encoder(teacher.template, teacher.tokenizer, workspace.recipe.context_length)
     chosen = sample(rows, workspace.recipe.prune.calibration_rows)
     importance = measure(teacher.model(), [encoder.encode(row) for row in chosen])
     save_file({"blocks": importance.blocks, "neurons": importance.neurons}, out / FILE)

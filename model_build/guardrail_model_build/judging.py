@@ -10,7 +10,7 @@ from statistics import median
 from rich.progress import Progress
 
 from guardrail_model_build.data import sample
-from guardrail_model_build.examples import Encoder, Example
+from guardrail_model_build.examples import Encoder
 from guardrail_model_build.partial import TENTHS
 from guardrail_model_build.scores import SHIPPED, VALIDATION, Score
 from guardrail_model_build.train import predict
@@ -45,17 +45,16 @@ class TorchStep:
     def __init__(self, workspace: Workspace, name: str, *, block: int | None) -> None:
         checkpoint = workspace.checkpoint(name)
         self._name = name
-        self._encoder = Encoder(checkpoint.template, checkpoint.tokenizer)
+        self._encoder = Encoder(
+            checkpoint.template, checkpoint.tokenizer, workspace.recipe.context_length
+        )
         self._model = checkpoint.model()
         self._model.round_to(block)
-        # What is compared with the ONNX file to float noise is read in float32.
-        self._bfloat16 = workspace.recipe.finetune.bfloat16 and block is None
-        self._context = workspace.recipe.context_length
 
     def judge(self, file: str, rows: Sequence[Row]) -> list[Score]:
         """Return the score of each row."""
-        examples = [fitted(row, self._encoder, self._context) for row in rows]
-        logits = predict(self._model, examples, bfloat16=self._bfloat16)
+        examples = [self._encoder.encode(row) for row in rows]
+        logits = predict(self._model, examples)
         return [
             Score(
                 step=self._name,
@@ -65,26 +64,6 @@ class TorchStep:
             )
             for row, values in zip(rows, logits, strict=True)
         ]
-
-
-def fitted(row: Row, encoder: Encoder, limit: int) -> Example:
-    """Return `row` as an example of at most `limit` tokens.
-
-    Raises:
-        ValueError: If not even empty messages fit.
-    """
-    example = encoder.encode(row)
-    while len(example.ids) > limit:
-        contents = [message.content for message in row.messages]
-        longest = max(range(len(contents)), key=lambda place: len(contents[place]))
-        if not contents[longest]:
-            raise ValueError(f"{limit} tokens hold not even the template with empty messages.")
-        kept = int(0.95 * len(contents[longest]) * limit / len(example.ids))
-        messages = list(row.messages)
-        messages[longest] = replace(messages[longest], content=contents[longest][:kept])
-        row = row.model_copy(update={"messages": tuple(messages)})
-        example = encoder.encode(row)
-    return example
 
 
 def judge_shipped(guard: Guard, file: str, rows: Sequence[Row]) -> Iterator[Score]:

@@ -15,7 +15,7 @@ from synthetic import PRESETS, STEPS, write_scores
 from guardrail_model_build.comparison import evaluate_scores, read_step
 from guardrail_model_build.examples import Encoder
 from guardrail_model_build.findings import PUBLIC, Evaluation
-from guardrail_model_build.judging import fitted, prefixes
+from guardrail_model_build.judging import prefixes
 from guardrail_model_build.partial import partial_text
 from guardrail_model_build.recipe import Limits, Presets
 from guardrail_model_build.resample import mcnemar, paired, ranking
@@ -343,15 +343,16 @@ def a_row(identifier: str, *contents: str, unsafe: bool = True) -> Row:
 
 def test_a_long_row_is_read_as_far_as_it_fits_and_a_short_one_whole() -> None:
     checkpoint = tiny_checkpoint("compact")
-    encoder = Encoder(checkpoint.template, checkpoint.tokenizer)
-    short = a_row("short", "a question", "an answer")
-    assert fitted(short, encoder, 128).ids == encoder.encode(short).ids
-    example = fitted(a_row("long", "a question", "word " * 2000), encoder, 128)
+    encoder = Encoder(checkpoint.template, checkpoint.tokenizer, 128)
+    short = encoder.encode(a_row("short", "a question", "an answer"))
+    roomy = Encoder(checkpoint.template, checkpoint.tokenizer, 1000)
+    assert short.ids == roomy.encode(a_row("short", "a question", "an answer")).ids
+    example = encoder.encode(a_row("long", "a question", "word " * 2000))
     assert 100 < len(example.ids) <= 128
-    assert example.ids[:8] == encoder.encode(short).ids[:8], "the short message stays"
-    assert example.ids[-4:] == encoder.encode(short).ids[-4:], "and what asks for the verdict"
-    with pytest.raises(ValueError, match="not even the template"):
-        fitted(short, encoder, 3)
+    assert example.ids[:8] == short.ids[:8], "the short message stays"
+    assert example.ids[-4:] == short.ids[-4:], "and what asks for the verdict"
+    with pytest.raises(ValueError, match="don't hold the template"):
+        Encoder(checkpoint.template, checkpoint.tokenizer, 3).encode(a_row("s", "a", "b"))
 
 
 def test_prefixes_grow_by_tenths_to_the_whole_response() -> None:
