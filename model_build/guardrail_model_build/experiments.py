@@ -12,6 +12,7 @@ A finished run is not run again; the table is printed and kept as `OUT/experimen
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.data import load_split, research_rows, sample, student_rows
 from guardrail_model_build.examples import Encoder, Example
 from guardrail_model_build.export import export_onnx
+from guardrail_model_build.overlap import without_overlap
 from guardrail_model_build.prune import prune
 from guardrail_model_build.recipe import Recipe, Training
 from guardrail_model_build.train import fit, predict
@@ -80,11 +82,25 @@ def run(workspace: Workspace, name: Name) -> list[Outcome]:
     plans = {"search": _search, "curve": _curve, "research": _research}
     outcomes: list[Outcome] = []
     for plan in plans[name](workspace):
-        kept = folder / f"{plan.name}.json"
+        kept = folder / f"{_key(workspace, plan)}.json"
         if not kept.exists():
             kept.write_text(_outcome(workspace, plan, folder).model_dump_json(indent=2) + "\n")
         outcomes.append(Outcome.model_validate_json(kept.read_text()))
     return outcomes
+
+
+def _key(workspace: Workspace, plan: Run) -> str:
+    """Return a hash of everything an outcome depends on."""
+    made = json.loads((workspace.stage("data") / "stage.json").read_text("utf-8"))["fingerprint"]
+    if plan.teacher:
+        marker = workspace.stage("importance") / "stage.json"
+        made += json.loads(marker.read_text("utf-8"))["fingerprint"]
+    digest = hashlib.sha256(f"{plan.name} {plan.training} {workspace.recipe.seed} {made}".encode())
+    for row in plan.rows:
+        digest.update(row.model_dump_json().encode())
+    for path in sorted(workspace.evaluation, key=lambda path: path.name):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def _search(workspace: Workspace) -> Iterator[Run]:
@@ -129,7 +145,8 @@ def _research(workspace: Workspace) -> Iterator[Run]:
     """Fine-tune on a subset of what may ship, and on the same with research rows beside it."""
     settings = workspace.recipe.experiments
     rows = sample(load_split(workspace.stage("data"), "train"), settings.rows)
-    more = sample(research_rows(workspace), settings.rows)
+    validation = load_split(workspace.stage("data"), "validation")
+    more = sample(without_overlap(research_rows(workspace), validation), settings.rows)
     for name, chosen in (("may ship", rows), ("with research rows", [*rows, *more])):
         yield Run(
             name=name,
@@ -152,7 +169,8 @@ def _within(workspace: Workspace, rows: Sequence[Row], tokens: int) -> list[Row]
 
 def _encoder(workspace: Workspace) -> Encoder:
     base = workspace.checkpoint("base")
-    return Encoder(base.template, base.tokenizer, workspace.recipe.data.weights())
+    recipe = workspace.recipe
+    return Encoder(base.template, base.tokenizer, recipe.context_length, recipe.data.weights())
 
 
 def _outcome(workspace: Workspace, plan: Run, folder: Path) -> Outcome:
@@ -175,7 +193,7 @@ def _outcome(workspace: Workspace, plan: Run, folder: Path) -> Outcome:
     recall: dict[str, float] = {}
     for group, rows in _measured(workspace).items():
         unsafe = np.array([bool(row.unsafe) for row in rows])
-        logits = predict(model, [encoder.encode(row) for row in rows], bfloat16=True)
+        logits = predict(model, [encoder.encode(row) for row in rows])
         margins = torch.stack([values[0, 1] - values[0, 0] for values in logits]).numpy()
         auprc[group] = round(float(average_precision_score(unsafe, margins)), 4)
         rates, found, _ = roc_curve(unsafe, margins)

@@ -115,10 +115,9 @@ def _fingerprint(workspace: Workspace, name: str, known: dict[str, str]) -> str:
     for need in stage.needs:
         digest.update(known[need].encode())
     if name == "data":
-        for folder in workspace.data:
-            for known_file in ("manifest.json", "corrections.jsonl"):
-                path = folder / known_file
-                digest.update(path.read_bytes() if path.exists() else b"")
+        for path in data.files(workspace):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     if name in ("data", "evaluated"):
-        digest.update("".join(sorted(path.name for path in workspace.evaluation)).encode())
+        for path in sorted(workspace.evaluation, key=lambda path: path.name):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()

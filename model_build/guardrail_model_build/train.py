@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def fit(
 
     AdamW, linear warm-up and decay, gradients clipped at norm 1. Progress is saved in `folder`
     every hundred steps, and a run that was stopped goes on from there with the same result but
-    for the order of floating-point sums.
+    for the order of floating-point sums; progress of a run with other settings or rows is not used.
 
     Args:
         model: The model; `frozen_blocks` of it don't move.
@@ -63,7 +64,10 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: _rate(step, len(plan), training.warmup_share)
     )
-    saved = folder / "progress.pt"
+    saved = folder / f"progress-{_key(model, template, examples, training, seed)}.pt"
+    for stale in folder.glob("progress-*.pt"):
+        if stale != saved:
+            stale.unlink()
     losses: list[float] = []
     if saved.exists():
         state = torch.load(saved)
@@ -97,18 +101,18 @@ def fit(
     }
 
 
-def predict(
-    model: Model, examples: Sequence[Example], *, batch_tokens: int = 4096, bfloat16: bool = False
-) -> list[Tensor]:
-    """Return each example's logits float32 [positions, outputs], in the examples' order."""
+def predict(model: Model, examples: Sequence[Example], *, batch_tokens: int = 4096) -> list[Tensor]:
+    """Return each example's logits float32 [positions, outputs], in the examples' order.
+
+    All products are float32, whatever training used: verdicts are compared across steps.
+    """
     model.eval()
     logits: list[Tensor] = [torch.empty(0)] * len(examples)
     plan = list(batches(examples, batch_tokens, None))
     with _bar() as bar, torch.inference_mode():
         task = bar.add_task("reading logits", total=len(plan), loss=math.nan)
         for batch in plan:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16):
-                read = model(batch.ids, batch.positions)
+            read = model(batch.ids, batch.positions)
             for row, values in zip(batch.rows, read, strict=True):
                 logits[row] = values[: len(examples[row].positions)].clone()
             bar.update(task, advance=1)
@@ -156,6 +160,21 @@ def _rate(step: int, steps: int, warmup_share: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (steps - step) / max(1, steps - warmup))
+
+
+def _key(
+    model: Model,
+    template: TemplateId,
+    examples: Sequence[Example],
+    training: Training,
+    seed: int,
+) -> str:
+    """Return a hash of what decides how a run goes, but for the values of the first weights."""
+    digest = hashlib.sha256(f"{model.config} {template} {training} {seed}".encode())
+    for example in examples:
+        digest.update(f"{example.id} {example.ids} {example.weight}".encode())
+        digest.update(example.labels.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _save(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -99,9 +101,8 @@ def test_a_finished_build_runs_nothing_again(
     build(built)
 
 
-def test_a_changed_setting_runs_what_depends_on_it_and_nothing_else(
-    built: Workspace, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _what_runs(built: Workspace, changed: Workspace, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the stages that `changed` would run again, and leave `built` as it is."""
     ran: list[str] = []
 
     def note(workspace: Workspace, out: Path) -> dict[str, object]:
@@ -111,15 +112,34 @@ def test_a_changed_setting_runs_what_depends_on_it_and_nothing_else(
     for name, stage in STAGES.items():
         monkeypatch.setitem(STAGES, name, replace(stage, run=note))
     markers = {name: (built.stage(name) / "stage.json").read_text() for name in STAGES}
-    changed = Recipe.model_validate(
-        built.recipe.model_dump() | {"prune": built.recipe.prune.model_dump() | {"mlp": 64}}
-    )
     try:
-        build(replace(built, recipe=changed))
+        build(changed)
     finally:
         for name, text in markers.items():
             (built.stage(name) / "stage.json").write_text(text)
+    return ran
+
+
+def test_a_changed_setting_runs_what_depends_on_it_and_nothing_else(
+    built: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = Recipe.model_validate(
+        built.recipe.model_dump() | {"prune": built.recipe.prune.model_dump() | {"mlp": 64}}
+    )
+    ran = _what_runs(built, replace(built, recipe=recipe), monkeypatch)
     assert ran == ["pruned", "distilled", "qat", "exported", "evaluated", "packed"]
+
+
+def test_a_changed_row_runs_all_but_the_base(
+    built: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(built.data[0], folder)
+    path = folder / "train" / "prompts.jsonl.gz"
+    lines = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join(lines[1:])))
+    ran = _what_runs(built, replace(built, data=(folder,)), monkeypatch)
+    assert ran == [name for name in STAGES if name != "base"]
 
 
 @pytest.mark.parametrize("path", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)

@@ -19,7 +19,7 @@ from guardrail_sdk import Category, Message
 from guardrail_sdk.evaluation import Row
 from guardrail_sdk.prompt import LlamaGuardTemplate
 
-TRAINING = Training(learning_rate=2e-3, epochs=4, batch_tokens=400, bfloat16=False)
+TRAINING = Training(learning_rate=2e-3, epochs=4, batch_tokens=400)
 
 
 def _row(number: int, *, unsafe: bool | None, categories: tuple[Category, ...] = ()) -> Row:
@@ -39,7 +39,7 @@ def _row(number: int, *, unsafe: bool | None, categories: tuple[Category, ...] =
 
 def _examples() -> list[Example]:
     checkpoint = tiny_checkpoint("compact")
-    encoder = Encoder("compact", checkpoint.tokenizer)
+    encoder = Encoder("compact", checkpoint.tokenizer, 128)
     return [encoder.encode(_row(number, unsafe=number % 2 == 1)) for number in range(40)]
 
 
@@ -53,20 +53,17 @@ def test_the_verdict_is_learned(tmp_path: Path) -> None:
     assert all((margin > 0) == (number % 2 == 1) for number, margin in enumerate(margins))
 
 
-def test_a_stopped_run_goes_on_to_the_same_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(train, "_SAVE_EVERY", 3)
+def _run(folder: Path, rate: float = 2e-3) -> dict[str, torch.Tensor]:
+    folder.mkdir(exist_ok=True)
+    model = tiny_checkpoint("compact").model()
+    training = TRAINING.model_copy(update={"learning_rate": rate})
+    train.fit(
+        model, "compact", _examples(), training, teacher=None, folder=folder, seed=1, title="t"
+    )
+    return dict(model.state_dict())
 
-    def run(folder: Path) -> dict[str, torch.Tensor]:
-        folder.mkdir(exist_ok=True)
-        model = tiny_checkpoint("compact").model()
-        train.fit(
-            model, "compact", _examples(), TRAINING, teacher=None, folder=folder, seed=1, title="t"
-        )
-        return dict(model.state_dict())
 
-    whole = run(tmp_path / "whole")
+def _stop_at_the_eighth_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, calls = train._step, 0  # pyright: ignore[reportPrivateUsage]
 
     def stop_at_the_eighth(*arguments: Any) -> float:
@@ -76,14 +73,32 @@ def test_a_stopped_run_goes_on_to_the_same_weights(
             raise KeyboardInterrupt
         return step(*arguments)
 
-    monkeypatch.setattr(train, "_step", stop_at_the_eighth)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "stopped")
-    monkeypatch.setattr(train, "_step", step)
-    resumed = run(tmp_path / "stopped")
+    monkeypatch.setattr(train, "_SAVE_EVERY", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_step", stop_at_the_eighth)
+        with pytest.raises(KeyboardInterrupt):
+            _run(folder)
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _run(tmp_path / "whole")
+    _stop_at_the_eighth_step(tmp_path / "stopped", monkeypatch)
+    resumed = _run(tmp_path / "stopped")
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight)
-    assert not (tmp_path / "stopped" / "progress.pt").exists()
+    assert not list((tmp_path / "stopped").glob("progress*"))
+
+
+def test_progress_of_a_run_with_other_settings_is_not_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh = _run(tmp_path / "fresh", 1e-3)
+    _stop_at_the_eighth_step(tmp_path / "stopped", monkeypatch)
+    other = _run(tmp_path / "stopped", 1e-3)
+    for name, weight in fresh.items():
+        torch.testing.assert_close(other[name], weight)
 
 
 def test_frozen_blocks_and_the_embedding_stay(tmp_path: Path) -> None:
@@ -171,7 +186,7 @@ def test_llama_guards_answer_is_spelled_in_its_tokens(
 
 def test_llama_guards_answer_is_read_where_it_is_written() -> None:
     checkpoint = tiny_checkpoint("llama-guard-3")
-    encoder = Encoder("llama-guard-3", checkpoint.tokenizer)
+    encoder = Encoder("llama-guard-3", checkpoint.tokenizer, 1000)
     example = encoder.encode(_row(1, unsafe=True, categories=(Category.S2, Category.S9)))
     outputs = LlamaGuardTemplate().outputs
     said = [outputs[int(label.argmax())] for label in example.labels]
