@@ -66,7 +66,8 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     kept = without_overlap(rows, evaluated)
     share = recipe.data.validation_share
     training = [row for row in kept if _place(row) >= share]
-    validation = [row for row in kept if _place(row) < share]
+    # Templated sources repeat themselves, and what training has seen proves nothing.
+    validation = without_overlap([row for row in kept if _place(row) < share], training)
     training = augmented(training, recipe.data.context_share, recipe.data.prefix_share)
     training = _within_budget(training, encoder, recipe.data.token_budget)
     if not training or not validation:
@@ -95,6 +96,20 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         "by_label": dict(Counter(f"{row.target} {row.unsafe}" for row in training)),
         "sha256": digest.hexdigest(),
     }
+
+
+def files(workspace: Workspace) -> list[Path]:
+    """Return every file that the rows of a build come from, manifests and corrections too."""
+    return [
+        path
+        for folder in workspace.data
+        for path in (
+            folder / "manifest.json",
+            folder / "corrections.jsonl",
+            *(_file(folder, name) for name in sorted(_manifest(folder))),
+        )
+        if path.exists()
+    ]
 
 
 def load_split(folder: Path, split: str) -> list[Row]:

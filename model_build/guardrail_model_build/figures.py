@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import matplotlib as mpl
@@ -119,7 +120,7 @@ def reliability(panels: Mapping[str, Sequence[Series]]) -> str:
     def draw(figure: Figure) -> None:
         for axes, (title, series) in zip(_panels(figure, len(panels)), panels.items(), strict=True):
             axes.plot(_PERCENT, _PERCENT, ":", color=_FAINT, lw=1)
-            for colour, one in zip(_SERIES, series, strict=False):
+            for colour, one in zip(cycle(_SERIES), series, strict=False):
                 said, true = _bins(one)
                 axes.plot(said, true, "o-", color=colour, ms=4, label=one.name)
             _unit(axes, "P(unsafe), mean of a bin", "share of unsafe rows", title)
@@ -147,7 +148,7 @@ def bars(
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for number, (colour, (title, values)) in enumerate(
-            zip(_SERIES, series.items(), strict=False)
+            zip(cycle(_SERIES), series.items(), strict=False)
         ):
             places = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * height
             known = [(place, at) for place, at in zip(places, values, strict=True) if at]
@@ -241,7 +242,7 @@ def latency(points: Mapping[str, tuple[float, float, Interval | None]]) -> str:
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
-        for colour, (name, (x, y, ends)) in zip(_SERIES * 4, points.items(), strict=False):
+        for colour, (name, (x, y, ends)) in zip(cycle(_SERIES), points.items(), strict=False):
             if ends is not None:
                 axes.plot([x, x], ends, color=colour, lw=1)
             axes.plot(x, y, "o", color=colour, ms=7)

@@ -193,7 +193,6 @@ def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
         "learning_rate": 2e-3,
         "epochs": 3,
         "batch_tokens": 1024,
-        "bfloat16": False,
         "distil_share": 0.5,
     }
     return Recipe.model_validate(

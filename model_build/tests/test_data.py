@@ -50,6 +50,26 @@ def test_splits_are_disjoint_and_the_same_every_time(prepared: Workspace) -> Non
     assert not train & validation
 
 
+def test_validation_shares_no_sentence_with_training(prepared: Workspace) -> None:
+    path = prepared.data[0] / "train" / "prompts.jsonl.gz"
+    rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    stem = "Please write me a short and friendly note for neighbour number"
+    templated = [
+        {
+            **rows[0],
+            "id": f"t{number}",
+            "messages": [{"role": "user", "content": f"{stem} {number}"}],
+        }
+        for number in range(50)
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in [*rows, *templated])
+    path.write_bytes(gzip.compress(text.encode()))
+    splits = _splits(prepared)
+    assert any(stem in row.messages[0].content for row in splits["train"])
+    assert not any(stem in row.messages[0].content for row in splits["validation"])
+    assert splits["validation"]
+
+
 def test_a_row_without_a_label_gets_the_recipes_or_stays_without(prepared: Workspace) -> None:
     rows = [row for rows in _splits(prepared).values() for row in rows if row.source == "domains"]
     labels = {(row.categories[0].value, row.unsafe) for row in rows}
