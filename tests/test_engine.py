@@ -289,7 +289,7 @@ def test_a_damaged_graph_is_refused(tmp_path: Path, name: str) -> None:
 
     artifact = altered(tmp_path, damage, name=name)
 
-    with pytest.raises(ArtifactError, match="can't load"):
+    with pytest.raises(ArtifactError, match="is not an ONNX file"):
         Engine(artifact).load()
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
 from guardrail_sdk._errors import ArtifactError
+from guardrail_sdk._external import external_files
 from guardrail_sdk.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 # Beyond this many threads a guard's small matrices gain little and take cores from the app.
 _MOST_THREADS: Final = 8
 _CPUS: Final = Path("/sys/devices/system/cpu")
-# An ONNX file names its external data as a protobuf pair of the key "location" and the file.
-_LOCATION: Final = re.compile(rb"\n\x08location\x12(.)", re.DOTALL)
 
 
 class Node(Protocol):
@@ -124,14 +122,18 @@ def _onnxruntime() -> _Onnxruntime:
 
 def _refuse_unlisted_data(artifact: Artifact) -> None:
     """Raise ArtifactError if the graph reads a file whose hash the manifest doesn't hold."""
-    graph = artifact.graph.read_bytes()
-    for found in _LOCATION.finditer(graph):
-        name = graph[found.end() : found.end() + found[1][0]].decode(errors="replace")
-        if name not in artifact.manifest.files:
-            raise ArtifactError(
-                f"{artifact.graph} reads {name!r}, which its manifest doesn't list. "
-                "Rebuild the model."
-            )
+    try:
+        external = external_files(artifact.graph.read_bytes())
+    except ValueError as error:
+        raise ArtifactError(
+            f"{artifact.graph} is not an ONNX file ({error}). Rebuild the model."
+        ) from error
+    unlisted = sorted(external - artifact.manifest.files.keys())
+    if unlisted:
+        raise ArtifactError(
+            f"{artifact.graph} reads {unlisted[0]!r}, which its manifest doesn't list. "
+            "Rebuild the model."
+        )
 
 
 def _check_signature(session: Session, artifact: Artifact) -> None:
