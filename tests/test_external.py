@@ -53,19 +53,18 @@ def test_a_field_that_is_given_twice_counts_twice() -> None:
     assert external_files(_model(_field(13, pair))) == {"listed", "hidden"}
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tensor: _field(7, _field(15, _field(1, tensor))),
-        lambda tensor: _field(7, _field(1, _field(5, _field(5, tensor)))),
-        lambda tensor: _field(7, _field(1, _field(5, _field(6, _field(5, tensor))))),
-        lambda tensor: _field(25, _field(7, _field(5, _field(10, tensor)))),
-        lambda tensor: _field(20, _field(1, _field(5, tensor))),
-    ],
-    ids=["sparse", "constant", "subgraph", "function", "training"],
-)
-def test_a_tensor_is_found_wherever_a_model_may_hold_one(wrap: Callable[[bytes], bytes]) -> None:
-    assert external_files(wrap(_tensor(b"location", b"data"))) == {"data"}
+PLACES: dict[str, Callable[[bytes], bytes]] = {
+    "sparse": lambda tensor: _field(7, _field(15, _field(1, tensor))),
+    "constant": lambda tensor: _field(7, _field(1, _field(5, _field(5, tensor)))),
+    "subgraph": lambda tensor: _field(7, _field(1, _field(5, _field(6, _field(5, tensor))))),
+    "function": lambda tensor: _field(25, _field(7, _field(5, _field(10, tensor)))),
+    "training": lambda tensor: _field(20, _field(1, _field(5, tensor))),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_tensor_is_found_wherever_a_model_may_hold_one(place: str) -> None:
+    assert external_files(PLACES[place](_tensor(b"location", b"data"))) == {"data"}
 
 
 def test_other_entries_name_no_file() -> None:
