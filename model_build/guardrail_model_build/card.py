@@ -82,15 +82,17 @@ def _recipe(workspace: Workspace) -> str:
     teacher, distilled, qat = (
         workspace.report(stage, TrainingReport).tokens for stage in ("teacher", "distilled", "qat")
     )
+    lowest = recipe.finetune.frozen_blocks
+    frozen = f"s and its lowest {lowest} blocks" if lowest else "s"
     return f"""## How it was made
 
 By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 (arXiv 2411.17713), seed {recipe.seed}:
 
 1. {_reduced(workspace)}
-2. The teacher is the whole base, fine-tuned on {teacher:,} tokens, its lowest
-   {recipe.finetune.frozen_blocks} blocks and its embedding frozen. So it is of the student's own
-   size, where the paper distils from a model seven times as large.
+2. The teacher is the whole base, fine-tuned on {teacher:,} tokens; its word embedding{frozen}
+   stayed as they were. So it is of the student's own size,
+   where the paper distils from a model seven times as large.
 3. Kept were {recipe.prune.mlp} MLP neurons a block (by mean l2 norm) and these blocks (by
    1 - E[cos(x_in, x_out)]): {blocks}.
    {before:.1f} M parameters became {after:.1f} M.
@@ -218,7 +220,7 @@ def _public(reports: Mapping[str, Figures], manifest: Manifest) -> list[str]:
     )
     lines = [
         "",
-        f"Public test sets, at the shipped thresholds {thresholds}; nothing was chosen on them.",
+        f"Public test sets, at the shipped thresholds {thresholds}, which validation set.",
         "",
         '| set | rows | F1 | precision | recall | FPR | AUPRC | always "unsafe" F1 |',
         "| --- | --- | --- | --- | --- | --- | --- | --- |",

@@ -5,5 +5,5 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Final
 
-FOLDER: Final = Path(__file__).parent / "models" / "guard-smollm2-135m-int4"
-MANIFEST_SHA256: Final = "a15759d6ed602dc896217dc445661fe0581c478c0b2bf372c37166724e510e9a"
+FOLDER: Final = Path(__file__).parent / "models" / "guard-e5-small-int4"
+MANIFEST_SHA256: Final = "391e3de4084f84ea76b844ba7e19999900820342f0748afc7d23df2c4f3c7111"
