@@ -78,7 +78,10 @@ def test_a_graph_that_nests_deeply_is_read_to_its_end() -> None:
     assert external_files(_field(7, graph)) == {"deep"}
 
 
-@pytest.mark.parametrize("damaged", [b"\x3a\x05ab", b"\x0b", b"\x80" * 11, b"\x09abc", b"\x3a"])
+@pytest.mark.parametrize(
+    "damaged",
+    [b"\x3a\x05ab", b"\x0b", b"\x80" * 11, b"\x09abc", b"\x3a", b"\xba\x80\x80\x80\x10\x00"],
+)
 def test_what_is_not_protobuf_is_an_error(damaged: bytes) -> None:
     with pytest.raises(ValueError, match=r"a field|a number"):
         external_files(damaged)

@@ -54,6 +54,8 @@ def _byte_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
     while place < len(message):
         tag, place = _varint(message, place)
         number, wire = tag >> 3, tag & 7
+        if tag >> 32:  # parsers cut such a tag to 32 bits, and read another field than it says
+            raise ValueError("a field with a number that is too large")
         if wire == _VARINT:
             _, place = _varint(message, place)
         elif wire in _FIXED:
