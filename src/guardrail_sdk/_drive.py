@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Callable,
+    Generator,
+    Iterator,
+    Sequence,
+)
 from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeVar, cast
 
 import anyio
 import anyio.to_thread
-from anyio.lowlevel import RunVar, current_token
+from anyio.lowlevel import RunVar, checkpoint, current_token
 
-from guardrail_sdk._errors import ConfigError, EngineTimeout
-from guardrail_sdk._flow import Ask, Effect, Emit, Ended, Flow, Stopped
+from guardrail_sdk._errors import Blocked, ConfigError, EngineTimeout
+from guardrail_sdk._flow import (
+    Admission,
+    Admitted,
+    Ask,
+    Effect,
+    Emit,
+    Ended,
+    Flow,
+    Race,
+    Raced,
+    Stopped,
+    is_live,
+)
 from guardrail_sdk._judge import Budget, Judge
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._types import Conversation, Verdict
@@ -132,8 +151,43 @@ class Driver:
     async def _perform_async(self, effect: Effect) -> object:
         if isinstance(effect, Ask):
             return await self._ask_in_thread(effect.conversation)
+        if isinstance(effect, Race):
+            return await self._race(effect)
         answer = _only_call(effect)()
         return await answer if inspect.isawaitable(answer) else answer
+
+    async def _race(self, race: Race) -> Raced:
+        """Judge the input in a task of its own while this one calls the function.
+
+        It is this task that calls, so that a generator is only ever run by its consumer's task.
+        """
+        judged: list[Admission] = []
+        made: list[object] = []
+        failed: list[Exception] = []
+        async with anyio.create_task_group() as group:
+
+            async def admit() -> None:
+                try:
+                    judged.append(await self.run_async(race.admit))
+                except Exception as error:
+                    # The failure of the check goes before that of the call.
+                    failed.insert(0, error)
+                if not _as_given(judged):
+                    group.cancel_scope.cancel()
+
+            group.start_soon(admit)
+            await checkpoint()
+            try:
+                value = race.call()
+                made.append(await value if inspect.isawaitable(value) else value)
+            except Exception as error:
+                failed.append(error)
+        if not _as_given(judged):
+            for value in made:
+                await _discard(value)
+        if judged and (not failed or not _as_given(judged)):
+            return Raced(admission=judged[0], value=made[0] if made else None)
+        raise failed[0]
 
     async def _ask_in_thread(self, conversation: Conversation) -> Verdict:
         budget = Budget.of(self.policy)
@@ -158,9 +212,26 @@ def in_event_loop() -> bool:
 
 
 def _only_call(effect: Effect) -> Callable[[], object]:
-    if isinstance(effect, Ask | Emit):
+    if isinstance(effect, Ask | Emit | Race):
         raise TypeError(f"{type(effect).__name__} can't be carried out here.")
     return effect.function
+
+
+def _as_given(judged: Sequence[Admission]) -> bool:
+    """Return whether an input was let through as it was given."""
+    return any(isinstance(found, Admitted) and not found.redacted for found in judged)
+
+
+async def _discard(value: object) -> None:
+    """Close a stream or coroutine that nobody will read."""
+    if is_live(value):
+        for name in ("aclose", "close"):
+            close = getattr(value, name, None)
+            if callable(close):
+                done = close()
+                if inspect.isawaitable(done):
+                    await done
+                return
 
 
 def _thread_limiter() -> anyio.CapacityLimiter:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
 from guardrail_sdk._codec import Args, Codec, Kwargs
 from guardrail_sdk._errors import Blocked, ConfigError, EngineError, GuardrailError, MessageError
@@ -51,6 +51,30 @@ class Emit:
     item: object
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Race:
+    """Judge an input and call an async function at once; answered by `Raced`.
+
+    What the function returns or raises is held until the input was judged. If it isn't let through
+    as it was given, the function is cancelled, and what it returned is closed and dropped.
+
+    Attributes:
+        admit: The flow that judges the input.
+        call: What calls the function on that input.
+    """
+
+    admit: Flow[Admission]
+    call: Callable[[], object]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raced:
+    """What came of a race; `value` means nothing unless the input was let through as given."""
+
+    admission: Admission
+    value: object
+
+
 class Stopped(BaseException):
     """Thrown into a flow whose consumer wants no more items.
 
@@ -59,7 +83,7 @@ class Stopped(BaseException):
     """
 
 
-Effect = Ask | Call | Emit
+Effect: TypeAlias = "Ask | Call | Emit | Race"
 ResultT = TypeVar("ResultT")
 Flow = Generator[Effect, object, ResultT]
 OnBlock = Callable[[Decision], object]
@@ -168,13 +192,20 @@ class GuardedCall:
     checks: Checks
     codec: Codec
     on_block: OnBlock | None
+    parallel: bool = False
 
     def converse(self, chat_fn: Callable[..., object], args: Args, kwargs: Kwargs) -> Flow[object]:
         """Judge the input, call `chat_fn`, judge what it returns."""
-        admitted = yield from self._admit(args, kwargs)
+        if self.parallel:
+            race = Race(admit=self._admit(args, kwargs), call=partial(chat_fn, *args, **kwargs))
+            raced = _raced((yield race))
+            admitted, value = raced.admission, raced.value
+        else:
+            admitted, value = (yield from self._admit(args, kwargs)), None
         if isinstance(admitted, Blocked):
             return (yield from self._denied(admitted))
-        value = yield Call(partial(chat_fn, *admitted.args, **admitted.kwargs))
+        if not self.parallel or admitted.redacted:
+            value = yield Call(partial(chat_fn, *admitted.args, **admitted.kwargs))
         return (yield from self.settle(value, admitted.conversation))
 
     def settle(self, value: object, conversation: Conversation) -> Flow[object]:
@@ -194,12 +225,30 @@ class GuardedCall:
         kwargs: Kwargs,
     ) -> Flow[object]:
         """Judge the input, start the generator `chat_fn`, relay its chunks."""
-        admitted = yield from self._admit(args, kwargs)
+        source: Source | None = None
+        if self.parallel:
+            source = open_source(chat_fn(*args, **kwargs))
+            admitted, source = yield from self._race_first(source, args, kwargs)
+        else:
+            admitted = yield from self._admit(args, kwargs)
         if isinstance(admitted, Blocked):
             yield Emit((yield from self._denied(admitted)))
             return None
-        source = open_source(chat_fn(*admitted.args, **admitted.kwargs))
+        source = source or open_source(chat_fn(*admitted.args, **admitted.kwargs))
         return (yield from self.relay(source, admitted.conversation))
+
+    def _race_first(
+        self, source: Source, args: Args, kwargs: Kwargs
+    ) -> Flow[tuple[Admission, Source | None]]:
+        """Judge the input while the first chunk is made; None if the source was no use."""
+        kept = False
+        try:
+            raced = _raced((yield Race(admit=self._admit(args, kwargs), call=source.next)))
+            kept = isinstance(raced.admission, Admitted) and not raced.admission.redacted
+            return raced.admission, _Begun(source, raced.value) if kept else None
+        finally:
+            if not kept:
+                yield Call(source.close)
 
     def relay(self, source: Source, conversation: Conversation) -> Flow[object]:
         """Emit the chunks of `source`, each once its window was judged; close it at the end."""
@@ -269,8 +318,9 @@ class GuardedCall:
     def _chunk_text(self, chunk: object) -> str:
         return "" if chunk is None else _checked_text(self.codec.read_output(chunk))
 
-    def _admit(self, args: Args, kwargs: Kwargs) -> Flow[_Admitted | Blocked]:
+    def _admit(self, args: Args, kwargs: Kwargs) -> Flow[Admission]:
         """Judge every message that is new to the model: those since an assistant last spoke."""
+        redacted = False
         conversation = list(self.codec.read_input(args, kwargs))
         last = len(conversation) - 1
         for index in _new_messages(conversation):
@@ -280,12 +330,13 @@ class GuardedCall:
             if decision.action is Action.REDACT and index == last:
                 args, kwargs = self.codec.write_input(args, kwargs, REDACTED)
                 conversation[index] = replace(conversation[index], content=REDACTED)
+                redacted = True
             elif decision.action is Action.REDACT:
                 reason = f"{decision.reason} Only the last message can be redacted: blocked."
                 decision = replace(decision, action=Action.BLOCK, reason=reason)
             if decision.action is Action.BLOCK:
                 return Blocked(decision, result.verdict)
-        return _Admitted(args, kwargs, tuple(conversation))
+        return Admitted(args, kwargs, tuple(conversation), redacted)
 
     def _release(self, value: object, conversation: Conversation) -> Flow[object]:
         """Judge a whole output; return it, its redacted copy, or the block."""
@@ -309,12 +360,35 @@ class GuardedCall:
 
 
 @dataclass(frozen=True, slots=True)
-class _Admitted:
+class Admitted:
     """A call whose input was judged, redacted where the policy says so."""
 
     args: Args
     kwargs: Mapping[str, object]
     conversation: Conversation
+    redacted: bool
+
+
+Admission = Admitted | Blocked
+
+
+def _raced(answer: object) -> Raced:
+    if not isinstance(answer, Raced):
+        raise TypeError("A race must be answered by what came of it.")
+    return answer
+
+
+class _Begun:
+    """A source whose first chunk was fetched already."""
+
+    def __init__(self, source: Source, first: object) -> None:
+        self._first = [first]
+        self._source = source
+        self.send, self.throw, self.close = source.send, source.throw, source.close
+
+    def next(self) -> object:
+        """Return the first chunk, then those of the source."""
+        return self._first.pop() if self._first else self._source.next()
 
 
 def _new_messages(conversation: Sequence[Message]) -> list[int]:

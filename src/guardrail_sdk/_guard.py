@@ -119,7 +119,7 @@ class Guard:
 
     @overload
     def wrap(
-        self, chat_fn: Callable[P, ReturnT], *, codec: Codec | None = None, on_block: None = None
+        self, chat_fn: Callable[P, ReturnT], *, codec: Codec | None = None, on_block: None = None, parallel: bool = False
     ) -> Callable[P, ReturnT]: ...
     @overload
     def wrap(
@@ -128,6 +128,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
+        parallel: bool = False,
     ) -> Callable[P, Coroutine[object, object, ReturnT | BlockT]]: ...
     @overload
     def wrap(
@@ -136,6 +137,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
+        parallel: bool = False,
     ) -> Callable[P, Generator[YieldT | BlockT, SendT, ReturnT | None]]: ...
     @overload
     def wrap(
@@ -144,6 +146,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
+        parallel: bool = False,
     ) -> Callable[P, AsyncGenerator[YieldT | BlockT, SendT]]: ...
     @overload
     def wrap(
@@ -152,6 +155,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
+        parallel: bool = False,
     ) -> Callable[P, Iterator[YieldT | BlockT]]: ...
     @overload
     def wrap(
@@ -160,6 +164,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
+        parallel: bool = False,
     ) -> Callable[P, AsyncIterator[YieldT | BlockT]]: ...
     @overload
     def wrap(
@@ -168,6 +173,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
+        parallel: bool = False,
     ) -> Callable[P, ReturnT | BlockT]: ...
     def wrap(
         self,
@@ -175,6 +181,7 @@ class Guard:
         *,
         codec: Codec | None = None,
         on_block: OnBlock | None = None,
+        parallel: bool = False,
     ) -> Callable[..., object]:
         """Return `chat_fn` guarded: the same kind of function, with the same signature.
 
@@ -188,13 +195,25 @@ class Guard:
             codec: How to read this function's arguments and results; None for the guard's.
             on_block: What to return in place of what was blocked (a generator yields it as its
                 last item); None to raise `Blocked`.
+            parallel: Call an async `chat_fn` while its input is being judged, which hides the time
+                of that check. What it returns or yields is held until the verdict; if the input
+                is blocked, the call is cancelled. What the function does besides, such as calling
+                tools itself or writing to a database, can't be held: it may have happened. An
+                async generator may not hold an anyio or trio cancel scope open across its first
+                `yield`.
 
         Raises:
-            ConfigError: If `chat_fn` can't be called, or a hook is async and `chat_fn` is not.
+            ConfigError: If `chat_fn` can't be called, a hook is async and `chat_fn` is not, or
+                `parallel` is asked of a sync function.
         """
         if not callable(chat_fn):
             raise ConfigError(f"{type(chat_fn).__name__} can't be called: wrap a chat function.")
-        call = GuardedCall(checks=self._checks, codec=codec or self._codec, on_block=on_block)
+        call = GuardedCall(
+            checks=self._checks,
+            codec=codec or self._codec,
+            on_block=on_block,
+            parallel=parallel,
+        )
         return Wrapping(chat_fn=chat_fn, call=call, driver=self._driver).build()
 
 

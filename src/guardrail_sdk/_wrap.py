@@ -15,6 +15,11 @@ from guardrail_sdk._types import Conversation
 
 Kind = Literal["sync", "async", "generator", "async generator"]
 
+_NOT_PARALLEL = (
+    "parallel=True needs an async function on an event loop: a sync one can't be cancelled when "
+    "its input is blocked. Wrap an async function, or leave parallel out."
+)
+
 
 def kind_of(function: object) -> Kind:
     """Return how `function` must be called; partials and callable objects are looked into."""
@@ -57,6 +62,8 @@ class Wrapping:
     def build(self) -> Callable[..., object]:
         """Return the guarded function, of the same kind, name and signature."""
         kind = kind_of(self.chat_fn)
+        if self.call.parallel and not kind.startswith("async") and not self._hides_coroutine():
+            raise ConfigError(_NOT_PARALLEL)
         if kind == "generator" or (kind == "sync" and not self._hides_coroutine()):
             self.call.checks.hooks.require_sync()
         wrapper = {
@@ -74,6 +81,8 @@ class Wrapping:
         def wrapper(*args: object, **kwargs: object) -> object:
             if hides_coroutine and in_event_loop():
                 return later(*args, **kwargs)
+            if self.call.parallel:
+                raise ConfigError(_NOT_PARALLEL)
             self.call.checks.hooks.require_sync()
             result = self.driver.run(self.call.converse(self.chat_fn, args, kwargs))
             return self._adopt(result) if isinstance(result, Live) else result
