@@ -140,7 +140,7 @@ def _figures(workspace: Workspace, manifest: Manifest) -> str:
         "## How it does",
         "",
         f"Every step of the build, on the same {found.rows:,} rows of the validation split. Each",
-        "step is read at the threshold that holds its false-positive rate at the recipe's limit.",
+        "step is read at the threshold that the recipe's rule finds for it.",
         "Brackets hold 95 % intervals of a bootstrap over the rows.",
         "",
         "| step | judged | F1 | recall | FPR | AUPRC | ECE | verdicts changed by the step |",

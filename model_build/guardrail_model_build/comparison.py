@@ -22,6 +22,7 @@ from guardrail_model_build.findings import (
     Worst,
 )
 from guardrail_model_build.partial import partial_text
+from guardrail_model_build.recipe import Everyday, Limits
 from guardrail_model_build.resample import mcnemar, paired, ranking
 from guardrail_model_build.scores import SHIPPED, VALIDATION, Judgements, Label
 from guardrail_model_build.thresholds import (
@@ -66,7 +67,8 @@ def read_step(judged: Judgements, name: str) -> Step:
         margins[known],
         judged.unsafe[known],
         [side for side, is_known in zip(sides, known, strict=True) if is_known],
-        judged.about.false_positive_rate,
+        [row.source for row, is_known in zip(judged.labels, known, strict=True) if is_known],
+        judged.about.presets,
     )
     probabilities = setting.probabilities(margins, sides)
     verdicts: dict[Preset, Bools] = {
@@ -252,7 +254,7 @@ def _presets(judged: Judgements, step: Step) -> dict[Preset, dict[Side, PresetFi
     found: dict[Preset, dict[Side, PresetFindings]] = {}
     for preset in PRESETS:
         found[preset] = {}
-        limits = getattr(judged.about.false_positive_rate, preset)
+        asked: Limits | Everyday = getattr(judged.about.presets, preset)
         for side in SIDES:
             metrics = {
                 scope: measure(
@@ -264,7 +266,7 @@ def _presets(judged: Judgements, step: Step) -> dict[Preset, dict[Side, PresetFi
                 if (mask := judged.where(files=files, side=side)).any()
             }
             found[preset][side] = PresetFindings(
-                limit=getattr(limits, side),
+                limit=getattr(asked, side) if isinstance(asked, Limits) else None,
                 threshold=step.setting.thresholds[preset][side],
                 recall={scope: one.recall for scope, one in metrics.items()},
                 fpr={scope: one.fpr for scope, one in metrics.items()},

@@ -65,7 +65,7 @@ def run(workspace: Workspace, out: Path, *, steps: Sequence[str]) -> Metrics:
         version=workspace.recipe.version,
         steps=(*steps, SHIPPED),
         student=next(step for step in reversed(steps) if step not in _ROUNDED),
-        false_positive_rate=workspace.recipe.evaluation.false_positive_rate,
+        presets=workspace.recipe.evaluation.presets,
         latency_ms=latency,
     )
     labels = [Label.of(file, row) for file, rows in files.items() for row in rows]

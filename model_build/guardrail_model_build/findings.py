@@ -93,8 +93,8 @@ class StepFindings(_Found):
 class PresetFindings(_Found):
     """What one preset of the shipped model does on one side."""
 
-    limit: float
-    """The false-positive rate aimed at on validation."""
+    limit: float | None
+    """The false-positive rate aimed at on validation; None if F1 decided."""
     threshold: float
     recall: dict[str, float | None]
     """By file."""

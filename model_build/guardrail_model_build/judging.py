@@ -122,8 +122,12 @@ def check_latency_ms(guard: Guard, workspace: Workspace) -> float:
         if len(tokenizer.encode(layout.render([message]))) > _TIMED_TOKENS and text:
             break
         text = message.content
+    words = text.split(" ")
     times: list[float] = []
-    for _ in range(_TIMED_CHECKS + 1):
+    for turn in range(_TIMED_CHECKS + 1):
+        # Another order each time, so that no check can use what an earlier one found.
+        start = turn % len(words)
+        text = " ".join(words[start:] + words[:start])
         verdict = guard.check_sync([Message(role="user", content=text)]).verdict
         if verdict is None:
             raise RuntimeError("No verdict on a harmless sentence.")

@@ -162,7 +162,8 @@ def _presets(found: Evaluation) -> str:
                 rows.append([*first, name, *map(number, figures)])
     note = (
         "Thresholds on P(unsafe), each the lowest that keeps validation's false-positive rate "
-        "within its limit. <em>Strict</em> blocks more, <em>permissive</em> less."
+        "within its limit; without a limit, the lowest that spares everyday texts and whose F1 on "
+        "validation is near the best. <em>Strict</em> blocks more, <em>permissive</em> less."
     )
     headings = ["judged", "preset", "threshold", "limit", "set", "FPR", "recall", "F1"]
     table = grid(headings, rows, texts=2, text_columns=(4,))

@@ -127,19 +127,36 @@ class Limits(_Strict):
     output: _Share
 
 
+class Everyday(_Strict):
+    """A threshold that ordinary people can live with and F1 can, too.
+
+    Of the thresholds that flag at most `rate` of validation's safe rows from `sources`, it is the
+    lowest whose F1 on all of validation lies within half a point of the best among them.
+    """
+
+    sources: tuple[str, ...]
+    """Where everyday talk and work come from."""
+    rate: _Share
+
+
 class Presets(_Strict):
     """Three settings of the thresholds; `balanced` is the one that the model ships with."""
 
     strict: Limits
     """Blocks more."""
-    balanced: Limits
+    balanced: Limits | Everyday
+    """Never below the threshold of `strict`, nor above that of `permissive`."""
     permissive: Limits
     """Blocks less."""
 
     @model_validator(mode="after")
     def _are_in_order(self) -> Self:
+        rising = [
+            limits
+            for limits in (self.permissive, self.balanced, self.strict)
+            if isinstance(limits, Limits)
+        ]
         for side in ("input", "output"):
-            rising = (self.permissive, self.balanced, self.strict)
             rates: list[float] = [getattr(limits, side) for limits in rising]
             if rates != sorted(rates):
                 raise ValueError(f"{side}: permissive <= balanced <= strict does not hold")
@@ -155,8 +172,9 @@ class Evaluation(_Strict):
     """At most so many rows of each file given for evaluation are judged; None for all."""
     prefix_rows: int = 200
     """So many responses are also judged unfinished, a tenth of their text at a time."""
-    false_positive_rate: Presets
-    """A threshold is the lowest at which validation's false-positive rate is at most this."""
+    presets: Presets
+    """A threshold is the lowest at which validation's false-positive rate is at most its limit,
+    or what `Everyday` says."""
 
 
 class Recipe(_Strict):

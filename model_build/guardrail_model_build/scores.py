@@ -94,7 +94,7 @@ class About(_Line):
     """In the order of the build: each was made from the one before; the last is `SHIPPED`."""
     student: str
     """The last step in floating point: what INT4 is compared with."""
-    false_positive_rate: Presets
+    presets: Presets
     latency_ms: float | None
     """Median of a check of 64 tokens through the SDK, on the machine that built."""
 

@@ -6,6 +6,7 @@ Both are chosen on the validation split alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import f1_score
 
-from guardrail_model_build.recipe import Presets
+from guardrail_model_build.recipe import Everyday, Limits, Presets
 from guardrail_sdk import Category, Stage
 from guardrail_sdk.artifact import Calibration
 
@@ -27,6 +28,9 @@ _MIN_POSITIVES = 10
 """A hazard with fewer unsafe rows in the validation split keeps the threshold 0.5."""
 _FLATTEST = 1e-3
 """A model that ranks no better than chance would get a slope of 0, which has no inverse."""
+
+_NEAR_BEST = 0.005
+"""F1 that is as good as the best: validation can't tell such thresholds apart."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -52,14 +56,21 @@ class Setting(BaseModel):
         return probabilities >= np.array([self.thresholds[preset][side] for side in sides])
 
 
-def settle(margins: Floats, unsafe: Bools, sides: Sequence[Stage], limits: Presets) -> Setting:
+def settle(
+    margins: Floats,
+    unsafe: Bools,
+    sides: Sequence[Stage],
+    sources: Sequence[str],
+    presets: Presets,
+) -> Setting:
     """Return the calibration and the thresholds that these validation rows ask for.
 
     Args:
         margins: float64 [rows].
         unsafe: The labels, bool [rows].
         sides: What is judged of each row.
-        limits: The false-positive rates that are aimed at.
+        sources: Where each row comes from.
+        presets: What is asked of the thresholds.
 
     Raises:
         ValueError: If a side has not both safe and unsafe rows.
@@ -74,9 +85,20 @@ def settle(margins: Floats, unsafe: Bools, sides: Sequence[Stage], limits: Prese
         reading = Setting(calibration=calibration, thresholds={})
         same: list[Stage] = [side] * int(here.sum())
         scores = reading.probabilities(margins[here], same)
-        for preset in PRESETS:
-            limit: float = getattr(getattr(limits, preset), side)
-            thresholds[preset][side] = threshold(scores, unsafe[here], limit)
+        asked: dict[Preset, Limits | Everyday] = {
+            "strict": presets.strict,
+            "permissive": presets.permissive,
+            "balanced": presets.balanced,
+        }
+        for preset, wanted in asked.items():
+            if isinstance(wanted, Limits):
+                limit: float = getattr(wanted, side)
+                thresholds[preset][side] = threshold(scores, unsafe[here], limit)
+                continue
+            everyday = np.array([source in wanted.sources for source in sources])[here]
+            cut = near_best(scores, unsafe[here], everyday, wanted.rate)
+            low, high = thresholds["strict"][side], thresholds["permissive"][side]
+            thresholds[preset][side] = min(max(cut, low), high)
     return Setting(calibration=calibration, thresholds=thresholds)
 
 
@@ -99,6 +121,35 @@ def threshold(scores: Floats, unsafe: Bools, limit: float) -> float:
     floor = float(safe[allowed])
     above = scores[scores > floor]
     return _between(floor, float(above.min())) if len(above) else 1.0
+
+
+def near_best(scores: Floats, unsafe: Bools, everyday: Bools, rate: float) -> float:
+    """Return the threshold that `recipe.Everyday` describes.
+
+    Args:
+        scores: P(unsafe), float64 [rows].
+        unsafe: The labels, bool [rows].
+        everyday: Which rows are everyday talk and work, bool [rows].
+        rate: The share of its safe rows that may be flagged.
+    """
+    least = threshold(scores[everyday], unsafe[everyday], rate) if everyday.any() else 0.0
+    cuts = [cut for cut in _cuts(scores) if cut >= least] or [least]
+    found = [_f1(unsafe, scores >= cut) for cut in cuts]
+    return min(
+        cut for cut, value in zip(cuts, found, strict=True) if value >= max(found) - _NEAR_BEST
+    )
+
+
+def _f1(unsafe: Bools, flagged: Bools) -> float:
+    # scikit-learn's takes 100 times as long, and there is a threshold for every row.
+    counted = int(unsafe.sum()) + int(flagged.sum())
+    return 2 * int((unsafe & flagged).sum()) / counted if counted else 0.0
+
+
+def _cuts(scores: Floats) -> list[float]:
+    """Return every threshold that tells two neighbouring scores apart, rising."""
+    distinct = np.unique(scores)
+    return [_between(float(low), float(high)) for low, high in pairwise(distinct)]
 
 
 def category_thresholds(

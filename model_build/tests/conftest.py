@@ -220,7 +220,7 @@ def tiny_recipe(base: Path, template: TemplateId) -> Recipe:
             "evaluation": {
                 "sample_rows": 60,
                 "prefix_rows": 8,
-                "false_positive_rate": {
+                "presets": {
                     "strict": {"input": 0.2, "output": 0.2},
                     "balanced": {"input": 0.1, "output": 0.1},
                     "permissive": {"input": 0.0, "output": 0.0},

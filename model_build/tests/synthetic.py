@@ -93,7 +93,7 @@ def write_scores(folder: Path, *, rows: int = 300, public: bool = True) -> Path:
         version="0.0.1",
         steps=STEPS,
         student="distilled",
-        false_positive_rate=PRESETS,
+        presets=PRESETS,
         latency_ms=12.5,
     )
     store.describe(about, [row for named in files.values() for row in named])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 from synthetic import PRESETS, STEPS, write_scores
 
 from guardrail_model_build.comparison import evaluate_scores, read_step
@@ -17,7 +17,7 @@ from guardrail_model_build.examples import Encoder
 from guardrail_model_build.findings import PUBLIC, Evaluation
 from guardrail_model_build.judging import prefixes
 from guardrail_model_build.partial import partial_text
-from guardrail_model_build.recipe import Limits, Presets
+from guardrail_model_build.recipe import Everyday, Limits, Presets
 from guardrail_model_build.resample import mcnemar, paired, ranking
 from guardrail_model_build.scores import (
     PREFIXES,
@@ -29,7 +29,15 @@ from guardrail_model_build.scores import (
     ScoreFolder,
 )
 from guardrail_model_build.thresholds import PRESETS as PRESET_NAMES
-from guardrail_model_build.thresholds import Bools, Floats, platt, threshold
+from guardrail_model_build.thresholds import (
+    SIDES,
+    Bools,
+    Floats,
+    near_best,
+    platt,
+    settle,
+    threshold,
+)
 from guardrail_model_build.tiny import tiny_checkpoint
 from guardrail_sdk import Message
 from guardrail_sdk.evaluation import Row
@@ -128,6 +136,46 @@ def test_a_threshold_is_not_a_rows_own_score_but_between_two() -> None:
     values = np.array([0.1, 0.2, 0.300001, 0.4, 0.9])
     cut = threshold(values, np.array([False, False, False, True, True]), 0.0)
     assert cut == 0.35
+
+
+def f1(unsafe: Bools, flagged: Bools) -> float:
+    return float(f1_score(unsafe, flagged)) if (unsafe & flagged).any() else 0.0
+
+
+@settings(deadline=None)
+@given(rows=judged_rows, rate=st.floats(0, 0.99), seed=st.integers(0, 9))
+def test_a_balanced_threshold_spares_everyday_rows_and_then_comes_near_the_best_f1(
+    rows: list[tuple[bool, float]], rate: float, seed: int
+) -> None:
+    unsafe = np.array([label for label, _ in rows])
+    values = np.array([score for _, score in rows])
+    everyday = np.random.default_rng(seed).random(len(rows)) < 0.5
+    cut = near_best(values, unsafe, everyday, rate)
+    spared = values[everyday & ~unsafe]
+    assert (spared >= cut).sum() <= rate * len(spared)
+    own = f1(unsafe, values >= cut)
+    for other in values[values > cut]:
+        # Higher thresholds flag no more everyday rows, so none of them may do much better.
+        assert own >= f1(unsafe, values >= other) - 0.005 - 1e-9
+
+
+def test_a_balanced_threshold_lies_between_the_other_two(judged: Judgements) -> None:
+    presets = PRESETS.model_copy(
+        update={"balanced": Everyday(sources=("no such source",), rate=0.0)}
+    )
+    known = judged.where(files=[VALIDATION])
+    setting = settle(
+        judged.margins[SHIPPED][known],
+        judged.unsafe[known],
+        [row.side for row, here in zip(judged.labels, known, strict=True) if here],
+        [row.source for row, here in zip(judged.labels, known, strict=True) if here],
+        presets,
+    )
+    for side in SIDES:
+        low, own, high = (
+            setting.thresholds[preset][side] for preset in ("strict", "balanced", "permissive")
+        )
+        assert low <= own <= high
 
 
 def test_platt_recovers_how_scores_were_drawn() -> None:
