@@ -24,7 +24,7 @@ from guardrail_sdk._engine import Engine, batches
 from guardrail_sdk._errors import ArtifactError, EngineError, EngineTimeout
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._process import PerProcess
-from guardrail_sdk._session import Session, open_session, run_options
+from guardrail_sdk._session import RunOptions, Session, open_session, run_options
 from guardrail_sdk.artifact import MANIFEST, Artifact, hash_files, open_artifact
 from guardrail_sdk.tokenizer import PromptTokenizer
 
@@ -46,6 +46,12 @@ def artifact(request: pytest.FixtureRequest) -> Artifact:
 @pytest.fixture(scope="module")
 def engine(artifact: Artifact) -> Engine:
     return Engine(artifact)
+
+
+@pytest.fixture(autouse=True)
+def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have every row read: what is remembered has tests of its own."""
+    monkeypatch.setattr("guardrail_sdk._engine._REMEMBERED", 0)
 
 
 @pytest.fixture(scope="module")
@@ -327,6 +333,79 @@ def test_concurrent_first_uses_open_one_session(
     expected = Engine(artifact).classify([row], Budget())
     for found in logits:
         np.testing.assert_array_equal(found, expected)
+
+
+class Counting:
+    """A session that counts the rows it reads, and spoils the logits if told to."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self.read = 0
+        self.spoilt = False
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._session, name)
+
+    def run(
+        self,
+        output_names: Sequence[str],
+        input_feed: Mapping[str, NDArray[np.generic]],
+        run_options: RunOptions,
+    ) -> Sequence[NDArray[np.float32]]:
+        self.read += len(input_feed["input_ids"])
+        found = self._session.run(output_names, input_feed, run_options)
+        return [np.full_like(found[0], np.nan)] if self.spoilt else found
+
+
+@pytest.fixture
+def remembering(
+    artifact: Artifact, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Engine, Counting]:
+    counting = Counting(session)
+    monkeypatch.setattr("guardrail_sdk._engine._REMEMBERED", 3)
+    monkeypatch.setattr("guardrail_sdk._engine.open_session", lambda _: counting)
+    return Engine(altered(tmp_path, name=artifact.folder.name)), counting
+
+
+def test_rows_that_were_read_lately_are_not_read_again(
+    remembering: tuple[Engine, Counting],
+) -> None:
+    engine, session = remembering
+    first = engine.classify([[1, 2, 3], [4, 5]], Budget())
+    again = engine.classify([[4, 5], [6], [1, 2, 3]], Budget())
+    assert session.read == 3
+    np.testing.assert_array_equal(again[[2, 0]], first)
+    np.testing.assert_array_equal(engine.classify([[6]], Budget()), again[1:2])
+    assert session.read == 3
+
+
+def test_what_was_not_asked_for_longest_is_forgotten(remembering: tuple[Engine, Counting]) -> None:
+    engine, session = remembering
+    for row in ([1], [2], [3], [1], [4]):
+        engine.classify([row], Budget())
+    assert session.read == 4
+    engine.classify([[1]], Budget())
+    assert session.read == 4
+    engine.classify([[2]], Budget())
+    assert session.read == 5
+
+
+def test_a_failure_is_not_remembered(remembering: tuple[Engine, Counting]) -> None:
+    engine, session = remembering
+    session.spoilt = True
+    with pytest.raises(EngineError):
+        engine.classify([[1, 2]], Budget())
+    session.spoilt = False
+    assert np.isfinite(engine.classify([[1, 2]], Budget())).all()
+
+
+def test_a_remembered_row_takes_a_budget_all_the_same(
+    remembering: tuple[Engine, Counting],
+) -> None:
+    engine, _ = remembering
+    engine.classify([[1, 2]], Budget())
+    with pytest.raises(EngineTimeout):
+        engine.classify([[1, 2]], Budget(deadline=0.0))
 
 
 def test_a_value_that_could_not_be_made_is_made_again() -> None:

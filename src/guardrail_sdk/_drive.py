@@ -20,7 +20,7 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar, checkpoint, current_token
 
-from guardrail_sdk._errors import Blocked, ConfigError, EngineTimeout
+from guardrail_sdk._errors import ConfigError, EngineTimeout
 from guardrail_sdk._flow import (
     Admission,
     Admitted,

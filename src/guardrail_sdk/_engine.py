@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
+from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from guardrail_sdk._errors import EngineError
@@ -25,7 +29,41 @@ _RUN_TOKENS: Final = 1024
 _NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
 
-_sessions: PerProcess[tuple[Path, str], Session] = PerProcess()
+# Logits of this many rows are kept: some 2 MB.
+_REMEMBERED: Final = 8192
+
+
+class _Recent:
+    """The logits of the rows that were read last, by a hash of their ids.
+
+    Verdicts follow from logits, whatever the policy; neither text nor ids are kept.
+    """
+
+    def __init__(self) -> None:
+        self._logits: OrderedDict[bytes, NDArray[np.float32]] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, row: bytes) -> NDArray[np.float32] | None:
+        with self._lock:
+            if row in self._logits:
+                self._logits.move_to_end(row)
+            return self._logits.get(row)
+
+    def put(self, row: bytes, logits: NDArray[np.float32]) -> None:
+        with self._lock:
+            self._logits[row] = logits
+            self._logits.move_to_end(row)
+            if len(self._logits) > _REMEMBERED:
+                self._logits.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    session: Session
+    recent: _Recent
+
+
+_loaded: PerProcess[tuple[Path, str], _Loaded] = PerProcess()
 
 
 class Engine:
@@ -47,14 +85,15 @@ class Engine:
         Raises:
             ArtifactError: If it can't be loaded or isn't what the manifest says.
         """
-        self._session()
+        self._load()
 
     def classify(self, rows: Sequence[Sequence[int]], budget: Budget) -> NDArray[np.float32]:
         """Return the logits of each row, a decoder's at its last position: float32 [rows, outputs].
 
         Args:
             rows: Token ids, at least one a row; of any lengths up to the model's context. They
-                run in batches of similar length, which changes no row's logits.
+                run in batches of similar length, which changes no row's logits; those that were
+                read lately aren't read again.
             budget: Ends the work when it is spent, also within a run.
 
         Raises:
@@ -63,15 +102,28 @@ class Engine:
         """
         import numpy as np
 
-        outputs = len(self._artifact.manifest.outputs)
-        logits = np.empty((len(rows), outputs), dtype=np.float32)
+        recent = self._load().recent
+        keys = [_key(row) for row in rows]
+        logits = np.empty((len(rows), len(self._artifact.manifest.outputs)), dtype=np.float32)
+        new: list[int] = []
+        for index, key in enumerate(keys):
+            known = recent.get(key)
+            if known is None:
+                new.append(index)
+            else:
+                logits[index] = known
+        if not new:
+            budget.spend()
+            return logits
         with self._running(budget) as run:
-            for batch in batches(rows):
-                feed = self._feed([rows[index] for index in batch])
-                found = run(["logits"], feed)[0]
+            for places in batches([rows[index] for index in new]):
+                batch = [new[place] for place in places]
+                found = run(["logits"], self._feed([rows[index] for index in batch]))[0]
                 if found.ndim > 2:
                     found = found[range(len(batch)), [len(rows[index]) - 1 for index in batch]]
                 logits[batch] = _finite(found)
+                for index in batch:
+                    recent.put(keys[index], logits[index].copy())
         return logits
 
     def knows(self, token: int) -> bool:
@@ -162,16 +214,18 @@ class Engine:
         watcher = Thread(
             target=_watch, args=(budget, options, done), name="guardrail-deadline", daemon=True
         )
-        run = _Run(self._session(), options, budget)
+        run = _Run(self._load().session, options, budget)
         watcher.start()
         try:
             yield run
         finally:
             done.set()
 
-    def _session(self) -> Session:
+    def _load(self) -> _Loaded:
         artifact = self._artifact
-        return _sessions.get((artifact.graph, artifact.sha256), lambda: open_session(artifact))
+        return _loaded.get(
+            (artifact.graph, artifact.sha256), lambda: _Loaded(open_session(artifact), _Recent())
+        )
 
 
 class _Run:
@@ -217,6 +271,10 @@ def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
         batch.append(index)
     if batch:
         yield batch
+
+
+def _key(row: Sequence[int]) -> bytes:
+    return blake2b(array("q", row).tobytes(), digest_size=16).digest()
 
 
 def _finite(logits: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -119,7 +119,12 @@ class Guard:
 
     @overload
     def wrap(
-        self, chat_fn: Callable[P, ReturnT], *, codec: Codec | None = None, on_block: None = None, parallel: bool = False
+        self,
+        chat_fn: Callable[P, ReturnT],
+        *,
+        codec: Codec | None = None,
+        on_block: None = None,
+        parallel: bool = False,
     ) -> Callable[P, ReturnT]: ...
     @overload
     def wrap(
