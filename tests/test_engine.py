@@ -363,7 +363,11 @@ def remembering(
 ) -> tuple[Engine, Counting]:
     counting = Counting(session)
     monkeypatch.setattr("guardrail_sdk._engine._REMEMBERED", 3)
-    monkeypatch.setattr("guardrail_sdk._engine.open_session", lambda _: counting)
+
+    def open_counting(artifact: Artifact) -> Counting:
+        return counting
+
+    monkeypatch.setattr("guardrail_sdk._engine.open_session", open_counting)
     return Engine(altered(tmp_path, name=artifact.folder.name)), counting
 
 

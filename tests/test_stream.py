@@ -12,11 +12,22 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guardrail_sdk import Action, Blocked, Category, CategoryRule, Guard, Policy
+from guardrail_sdk import (
+    Action,
+    Blocked,
+    Category,
+    CategoryRule,
+    CheckEvent,
+    CheckResult,
+    ConfigError,
+    Guard,
+    Hooks,
+    Policy,
+)
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._policy import REDACTED
-from guardrail_sdk._stream import MAX_CHARS, TAIL_CHARS, StreamWindow
+from guardrail_sdk._stream import MAX_CHARS, MIN_CHARS, TAIL_CHARS, StreamWindow
 from guardrail_sdk._types import Stage
 from guardrail_sdk.artifact import open_artifact
 from guardrail_sdk.testing import FakeModel
@@ -27,6 +38,8 @@ DATA = Path(__file__).parent / "data"
 few = settings(deadline=None, max_examples=50)
 BAD = "☢bomb☢"
 REDACT = Policy(categories=(CategoryRule(id=Category.S2, action=Action.REDACT),))
+
+LOOKBEHIND = Policy(stream="lookbehind")
 
 texts = st.lists(
     st.one_of(
@@ -103,6 +116,108 @@ def test_redact_replaces_a_window_once_and_keeps_the_rest(chunks: list[str]) -> 
 
 
 @few
+@given(chunks=chunkings())
+def test_lookbehind_releases_what_two_verdicts_cover(chunks: list[str]) -> None:
+    ends = [0, 0]
+
+    def note(event: CheckEvent, result: CheckResult) -> None:
+        assert result.verdict is not None
+        ends.append(result.verdict.span.end)
+
+    guard = Guard(model=FakeModel(), policy=LOOKBEHIND, hooks=Hooks(after_output=note))
+    whole = len("".join(chunks))
+    stream = stream_of(chunks, guard)
+    released: list[str] = []
+
+    for chunk in stream:
+        released.append(chunk)
+        count = len("".join(released))
+        assert count <= ends[-1]
+        if ends[-1] < whole:
+            assert count <= ends[-2], "the last window that was judged is still kept back"
+
+    assert released == chunks
+
+
+@few
+@given(chunks=chunkings(st.tuples(texts, texts).map(BAD.join)))
+def test_lookbehind_stops_what_only_shows_across_two_windows(chunks: list[str]) -> None:
+    """Judged with all that waits, so nothing of a harm over two windows has left by then."""
+    half = MIN_CHARS
+    first, second = "q" * half + ". ", "y" * half + ". "
+    guard = Guard(model=FakeModel([first + second]), policy=LOOKBEHIND)
+    released: list[str] = []
+
+    with pytest.raises(Blocked):
+        released.extend(stream_of([*chunks, first, second], guard))
+
+    assert "q" * half not in "".join(released)
+    assert "".join(chunks).startswith("".join(released))
+
+
+@few
+@given(chunks=chunkings(st.tuples(texts, texts).map(BAD.join)))
+def test_lookbehind_redacts_all_that_the_verdict_covers(chunks: list[str]) -> None:
+    policy = REDACT.model_copy(update={"stream": "lookbehind"})
+    released = "".join(stream_of(chunks, Guard(model=FakeModel([BAD]), policy=policy)))
+    before, found, after = released.partition(REDACTED)
+
+    assert found
+    assert BAD not in released
+    assert "".join(chunks).startswith(before)
+    assert "".join(chunks).endswith(after)
+
+
+@few
+@given(chunks=chunkings(st.tuples(texts, texts).map(BAD.join)), mode=st.sampled_from(["b", "r"]))
+def test_flag_holds_nothing_and_reports_everything(chunks: list[str], mode: str) -> None:
+    base = REDACT if mode == "r" else Policy()
+    policy = base.model_copy(update={"stream": "flag"})
+    flagged: list[str] = []
+    pulled: list[str] = []
+
+    def note(event: CheckEvent, result: CheckResult) -> None:
+        if result.decision.action is not Action.ALLOW:
+            flagged.append(event.conversation[-1].content)
+
+    def chat(prompt: str) -> Iterator[str]:
+        for chunk in chunks:
+            pulled.append(chunk)
+            yield chunk
+
+    guard = Guard(model=FakeModel([BAD]), policy=policy, hooks=Hooks(after_output=note))
+    released: list[str] = []
+    for chunk in guard.wrap(chat)("hi"):
+        released.append(chunk)
+        assert released == pulled, "no chunk is kept back"
+
+    assert released == chunks
+    assert flagged
+    assert all(BAD in text for text in flagged)
+
+
+def test_flag_without_a_hook_that_takes_reports_is_refused() -> None:
+    guard = Guard(model=FakeModel(), policy=Policy(stream="flag"))
+
+    def chat(prompt: str) -> Iterator[str]:
+        yield prompt
+
+    with pytest.raises(ConfigError, match="after_output"):
+        guard.wrap(chat)
+
+
+def test_lookbehind_keeps_chunks_without_text_in_their_place() -> None:
+    chunks = [{"content": "One. " * 20}, {"content": None, "usage": 3}, {"content": "Two. " * 20}]
+
+    def chat(prompt: str) -> Iterator[object]:
+        yield from chunks
+
+    released = list(Guard(model=FakeModel(), policy=LOOKBEHIND).wrap(chat)("hi"))
+
+    assert [id(chunk) for chunk in released] == [id(chunk) for chunk in chunks]
+
+
+@few
 @given(before=st.integers(0, 900), size=st.integers(1, 50))
 def test_words_that_span_two_windows_are_seen(before: int, size: int) -> None:
     attack = "one two three four. " * 5
@@ -176,7 +291,7 @@ def test_a_window_closes_at_a_sentence_end_or_when_it_is_full() -> None:
     assert window.push("This is", "b") is None
     sentence = window.push(" it! ", "c")
     assert sentence is not None
-    window.released(sentence)
+    window.passed(sentence)
     full = window.push("x" * 20, "d")
     assert full is not None
 

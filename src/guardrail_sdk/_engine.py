@@ -53,7 +53,7 @@ class _Recent:
         with self._lock:
             self._logits[row] = logits
             self._logits.move_to_end(row)
-            if len(self._logits) > _REMEMBERED:
+            while len(self._logits) > _REMEMBERED:
                 self._logits.popitem(last=False)
 
 

@@ -266,46 +266,60 @@ class GuardedCall:
         return outcome
 
     def _relay(self, source: Source, conversation: Conversation) -> Flow[Ended | Blocked]:
-        window: StreamWindow[object] = StreamWindow()
+        mode = self.checks.policy.stream
+        window: StreamWindow[object] = StreamWindow(delayed=mode == "lookbehind")
         ready: deque[object] = deque()
+        unreported: Window[object] | None = None
         ended: Ended | None = None
         while True:
             step: Callable[[], object] | None = None
             while ready and step is None:
                 step = yield from _emit(ready.popleft(), source, over=ended is not None)
+            if unreported is not None:
+                yield from self._judge(unreported, conversation)
+                window.passed(unreported)
             if ended is not None and step is None:
                 return ended
             chunk = yield Call(step or source.next)
             ended = chunk if isinstance(chunk, Ended) else None
             closed = window.flush() if ended else window.push(self._chunk_text(chunk), chunk)
+            if mode == "flag":
+                unreported = closed
+                ready.extend(() if ended else (chunk,))
+                continue
             if closed is not None:
                 passed = yield from self._pass(closed, window, conversation)
                 if isinstance(passed, Blocked):
                     return passed
                 ready.extend(passed)
+            if ended is not None:
+                ready.extend(window.rest())
 
     def _pass(
         self, closed: Window[object], window: StreamWindow[object], conversation: Conversation
     ) -> Flow[Sequence[object] | Blocked]:
         """Judge a window; return the chunks that may be released."""
-        chunks = [chunk for chunk, _ in closed.chunks]
-        if not closed.text:
-            return chunks
-        judged = [*conversation, Message(role="assistant", content=closed.judged)]
-        result = yield from self.checks.check(judged, offset=closed.start)
-        if result.blocked:
+        result = yield from self._judge(closed, conversation)
+        if result is not None and result.blocked:
             return Blocked(result.decision, result.verdict)
-        if result.decision.action is Action.REDACT:
-            window.replaced(closed)
-            return self._redacted(closed)
-        window.released(closed)
-        return chunks
+        if result is not None and result.decision.action is Action.REDACT:
+            return self._redacted(window.replaced(closed))
+        return window.passed(closed)
 
-    def _redacted(self, closed: Window[object]) -> list[object]:
-        """Return the window's chunks with the text replaced once, the others emptied."""
+    def _judge(
+        self, closed: Window[object], conversation: Conversation
+    ) -> Flow[CheckResult | None]:
+        """Judge a window's text, if it has any."""
+        if not closed.text:
+            return None
+        judged = [*conversation, Message(role="assistant", content=closed.judged)]
+        return (yield from self.checks.check(judged, offset=closed.start))
+
+    def _redacted(self, chunks: Sequence[tuple[object, str]]) -> list[object]:
+        """Return the chunks with their text replaced once, the others emptied."""
         redacted: list[object] = []
         text = REDACTED
-        for chunk, old in closed.chunks:
+        for chunk, old in chunks:
             if not old:
                 redacted.append(chunk)
                 continue

@@ -213,6 +213,11 @@ class Guard:
         """
         if not callable(chat_fn):
             raise ConfigError(f"{type(chat_fn).__name__} can't be called: wrap a chat function.")
+        if self.policy.stream == "flag" and self._checks.hooks.after("output") is None:
+            raise ConfigError(
+                "The policy's stream is flag, which blocks no stream and only reports: pass a "
+                "hook after_output that takes the reports, or use hold or lookbehind."
+            )
         call = GuardedCall(
             checks=self._checks,
             codec=codec or self._codec,

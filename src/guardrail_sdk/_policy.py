@@ -17,6 +17,8 @@ from guardrail_sdk._types import Action, Category, Decision, Preset, Stage, Verd
 REDACTED = "[redacted by guardrail]"
 """What replaces a message or window whose action is redact."""
 
+StreamMode = Literal["hold", "lookbehind", "flag"]
+
 _Probability = Annotated[float, Field(ge=0, le=1, strict=True)]
 
 
@@ -51,6 +53,9 @@ class Policy(BaseModel):
     """What a check that failed (error, deadline, input over budget) leads to."""
     deadline_ms: Annotated[int, Field(gt=0)] | None = None
     """The most time one check may take, waiting included; None for no limit."""
+    stream: StreamMode = "hold"
+    """What becomes of a stream's text until it was judged: `hold` keeps every window back for its
+    verdict, `lookbehind` for the next window's as well, `flag` lets all pass and only reports."""
     max_windows: Annotated[int, Field(gt=0)] = 64
     """The most windows one message is judged in; a longer message is a failed check."""
 

@@ -47,6 +47,8 @@ class StreamWindow(Generic[ChunkT]):
     time linear in its length.
 
     Args:
+        delayed: Whether a window that passed is kept back until the next one has, too. Then what
+            only shows across two windows is seen while neither has left.
         min_chars: The fewest characters of a window, except for a stream's last.
         max_chars: The number of characters from which a window closes without a sentence end.
         tail_chars: How many characters of released text are judged again with the next window.
@@ -55,15 +57,18 @@ class StreamWindow(Generic[ChunkT]):
     def __init__(
         self,
         *,
+        delayed: bool = False,
         min_chars: int = MIN_CHARS,
         max_chars: int = MAX_CHARS,
         tail_chars: int = TAIL_CHARS,
     ) -> None:
+        self._delayed = delayed
         self._min_chars = min_chars
         self._max_chars = max_chars
         self._tail_chars = tail_chars
         self._held: list[tuple[ChunkT, str]] = []
         self._held_chars = 0
+        self._waiting: list[tuple[ChunkT, str]] = []
         self._tail = ""
         self._position = 0
 
@@ -96,12 +101,36 @@ class StreamWindow(Generic[ChunkT]):
         self._held_chars = 0
         return window
 
-    def released(self, window: Window[ChunkT]) -> None:
-        """Note that `window` was released as it came: its end is the next window's tail."""
+    def passed(self, window: Window[ChunkT]) -> Sequence[ChunkT]:
+        """Note that `window` may leave; return the chunks that leave now."""
         self._position += len(window.text)
-        self._tail = window.judged[-self._tail_chars :] if self._tail_chars else ""
+        leaving = [*self._waiting, *window.chunks]
+        self._waiting = []
+        if self._delayed and window.text:
+            leaving, self._waiting = leaving[: -len(window.chunks)], [*window.chunks]
+        elif self._delayed and any(text for _, text in leaving):
+            # Chunks without text keep their place behind those that wait.
+            leaving, self._waiting = [], leaving
+        if window.text:
+            # All that waits is judged again with the next window.
+            tail = max(self._tail_chars, len(window.text)) if self._delayed else self._tail_chars
+            self._tail = window.judged[-tail:] if tail else ""
+        return [chunk for chunk, _ in leaving]
 
-    def replaced(self, window: Window[ChunkT]) -> None:
-        """Note that `window` was redacted: nobody read its text, so no later one continues it."""
+    def replaced(self, window: Window[ChunkT]) -> Sequence[tuple[ChunkT, str]]:
+        """Note that `window` is redacted, and return the chunks to redact, with their texts.
+
+        What waits is among them: the verdict covers it. Nobody will read their text, so no later
+        window continues it.
+        """
         self._position += len(window.text)
         self._tail = ""
+        redacted = [*self._waiting, *window.chunks]
+        self._waiting = []
+        return redacted
+
+    def rest(self) -> Sequence[ChunkT]:
+        """Return the chunks that waited for a window that doesn't come."""
+        rest = [chunk for chunk, _ in self._waiting]
+        self._waiting = []
+        return rest
