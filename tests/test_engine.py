@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from guardrail_sdk._engine import Engine, batches
 from guardrail_sdk._errors import ArtifactError, EngineError, EngineTimeout
+from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._process import PerProcess
 from guardrail_sdk._session import RunOptions, Session, open_session, run_options
@@ -315,9 +316,9 @@ def test_concurrent_first_uses_open_one_session(
 ) -> None:
     opened: list[Artifact] = []
 
-    def counting(artifact: Artifact) -> Session:
+    def counting(artifact: Artifact, kernel: Kernel) -> Session:
         opened.append(artifact)
-        return open_session(artifact)
+        return open_session(artifact, kernel)
 
     monkeypatch.setattr("guardrail_sdk._engine.open_session", counting)
     fresh = altered(tmp_path, name=artifact.folder.name)
@@ -364,7 +365,7 @@ def remembering(
     counting = Counting(session)
     monkeypatch.setattr("guardrail_sdk._engine._REMEMBERED", 3)
 
-    def open_counting(artifact: Artifact) -> Counting:
+    def open_counting(artifact: Artifact, kernel: Kernel) -> Counting:
         return counting
 
     monkeypatch.setattr("guardrail_sdk._engine.open_session", open_counting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -13,7 +14,9 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from guardrail_sdk._errors import EngineError
+from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
+from guardrail_sdk._kernel import asked, choose, has_room
 from guardrail_sdk._process import PerProcess
 from guardrail_sdk._session import RunOptions, Session, open_session, run_options
 from guardrail_sdk.artifact import Artifact
@@ -28,6 +31,8 @@ _RUN_TOKENS: Final = 1024
 # Higher than any vocabulary's ids.
 _NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
+_TIMED_TOKENS: Final = 64
+_TIMED_RUNS: Final = 5
 
 # Logits of this many rows are kept: some 2 MB.
 _REMEMBERED: Final = 8192
@@ -63,7 +68,8 @@ class _Loaded:
     recent: _Recent
 
 
-_loaded: PerProcess[tuple[Path, str], _Loaded] = PerProcess()
+_chosen: PerProcess[tuple[Path, str], Kernel] = PerProcess()
+_loaded: PerProcess[tuple[Path, str, Kernel], _Loaded] = PerProcess()
 
 
 class Engine:
@@ -71,10 +77,13 @@ class Engine:
 
     Args:
         artifact: The model. Nothing of it is loaded before `load` or the first run.
+        kernel: What its projections run with; None for what the environment asks for, or what is
+            fastest on this machine.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, kernel: Kernel | None = None) -> None:
         self._artifact = artifact
+        self._asked: Kernel | None = kernel
         manifest = artifact.manifest
         cached = manifest.layers if manifest.family == "llama" else 0
         self._past = [f"{layer}.{part}" for layer in range(cached) for part in ("key", "value")]
@@ -132,11 +141,11 @@ class Engine:
         onnxruntime reads an id beyond a 4-bit embedding's last row as zeros, without an error.
         """
         logits: list[bytes] = []
-        for asked in (token, _NO_TOKEN):
+        for wanted in (token, _NO_TOKEN):
             try:
-                logits.append(self.classify([[asked]], Budget()).tobytes())
+                logits.append(self.classify([[wanted]], Budget()).tobytes())
             except EngineError:
-                return asked != token
+                return wanted != token
         return logits[0] != logits[1]
 
     def answer(
@@ -168,7 +177,8 @@ class Engine:
 
         said: list[NDArray[np.float32]] = []
         names = ["logits", *(f"present.{name}" for name in self._past)]
-        with self._running(budget) as run:
+        # Single tokens are what INT4 is fastest for.
+        with self._running(budget, "int4") as run:
             feed = self._feed([ids])
             for length in range(len(ids) + 1, len(ids) + at_most + 1):
                 found, *present = run(names, feed)
@@ -206,7 +216,7 @@ class Engine:
         return feed
 
     @contextmanager
-    def _running(self, budget: Budget) -> Generator[_Run]:
+    def _running(self, budget: Budget, kernel: Kernel | None = None) -> Generator[_Run]:
         """Provide a function that runs the graph, and end its runs when `budget` is spent."""
         budget.spend()
         options = run_options()
@@ -214,18 +224,36 @@ class Engine:
         watcher = Thread(
             target=_watch, args=(budget, options, done), name="guardrail-deadline", daemon=True
         )
-        run = _Run(self._load().session, options, budget)
+        run = _Run(self._load(kernel).session, options, budget)
         watcher.start()
         try:
             yield run
         finally:
             done.set()
 
-    def _load(self) -> _Loaded:
+    def _load(self, kernel: Kernel | None = None) -> _Loaded:
         artifact = self._artifact
-        return _loaded.get(
-            (artifact.graph, artifact.sha256), lambda: _Loaded(open_session(artifact), _Recent())
-        )
+        place = (artifact.graph, artifact.sha256)
+        own: Kernel = kernel or self._asked or asked() or _chosen.get(place, self._fastest)
+        return _loaded.get((*place, own), lambda: _Loaded(open_session(artifact, own), _Recent()))
+
+    def _fastest(self) -> Kernel:
+        """Return the kernel that is fastest here, or the least one while memory is short."""
+        kernel = choose(self._artifact, self._seconds)
+        return kernel if has_room(self._artifact, kernel) else "int4"
+
+    def _seconds(self, kernel: Kernel) -> float:
+        """Return how long a prompt of usual length takes with `kernel`."""
+        session = open_session(self._artifact, kernel, keep=False)
+        row = [1] * min(_TIMED_TOKENS, self._artifact.manifest.context_length)
+        feed = self._feed([row])
+        times: list[float] = []
+        for _ in range(_TIMED_RUNS + 1):
+            began = time.perf_counter()
+            session.run(["logits"], feed, run_options())
+            times.append(time.perf_counter() - began)
+        # The first run makes what the others use; the shortest was disturbed least.
+        return min(times[1:])
 
 
 class _Run:

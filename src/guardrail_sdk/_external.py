@@ -6,8 +6,10 @@ length may be spelt in more bytes than it needs. Message and field numbers are t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
+
+from guardrail_sdk._protobuf import fields
 
 _INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -21,9 +23,6 @@ _INSIDE: Final[Mapping[str, Mapping[int, str]]] = {
 }
 """By message: its fields that hold messages which may lead to a tensor, and their kinds."""
 _KEY: Final = 1
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_FIXED: Final = {_FIXED64: 8, _FIXED32: 4}
-_MOST_VARINT_BYTES: Final = 10
 
 
 def external_files(graph: bytes) -> frozenset[str]:
@@ -36,48 +35,17 @@ def external_files(graph: bytes) -> frozenset[str]:
     pending = [("model", memoryview(graph))]
     while pending:
         kind, message = pending.pop()
-        fields = list(_byte_fields(message))
+        inner = [
+            (field.number, field.value)
+            for field in fields(message)
+            if isinstance(field.value, memoryview)
+        ]
         if kind == "entry":
             # A field that is given twice counts both times: parsers differ in which one they take.
-            if any(number == _KEY and bytes(field) == b"location" for number, field in fields):
-                values = (field for number, field in fields if number != _KEY)
+            if any(number == _KEY and bytes(field) == b"location" for number, field in inner):
+                values = (field for number, field in inner if number != _KEY)
                 found.update(bytes(value).decode(errors="replace") for value in values)
             continue
         inside = _INSIDE[kind]
-        pending += [(inside[number], field) for number, field in fields if number in inside]
+        pending += [(inside[number], field) for number, field in inner if number in inside]
     return frozenset(found)
-
-
-def _byte_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield number and contents of each field of `message` that holds bytes, text or a message."""
-    place = 0
-    while place < len(message):
-        tag, place = _varint(message, place)
-        number, wire = tag >> 3, tag & 7
-        if tag >> 32:  # parsers cut such a tag to 32 bits, and read another field than it says
-            raise ValueError("a field with a number that is too large")
-        if wire == _VARINT:
-            _, place = _varint(message, place)
-        elif wire in _FIXED:
-            place += _FIXED[wire]
-        elif wire == _BYTES:
-            length, place = _varint(message, place)
-            yield number, message[place : place + length]
-            place += length
-        else:
-            raise ValueError("a field of a kind that onnx.proto doesn't have")
-    if place > len(message):
-        raise ValueError("a field that ends after its message")
-
-
-def _varint(message: memoryview, place: int) -> tuple[int, int]:
-    """Return the number in base 128 at `place`, and where it ends."""
-    value = 0
-    for offset in range(_MOST_VARINT_BYTES):
-        if place + offset >= len(message):
-            break
-        byte = message[place + offset]
-        value |= (byte & 0x7F) << (7 * offset)
-        if byte < 0x80:
-            return value, place + offset + 1
-    raise ValueError("a number that doesn't end")

@@ -17,9 +17,11 @@ from typing import ParamSpec, TypeVar, overload
 from guardrail_sdk._codec import Codec, DefaultCodec
 from guardrail_sdk._drive import Driver
 from guardrail_sdk._errors import ConfigError
+from guardrail_sdk._expand import Kernel
 from guardrail_sdk._flow import Checks, GuardedCall, OnBlock
 from guardrail_sdk._hooks import Hooks
 from guardrail_sdk._judge import Judge
+from guardrail_sdk._kernel import KERNELS
 from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._types import CheckResult, Decision
@@ -56,6 +58,10 @@ class Guard:
             the default policy, which blocks every hazard.
         hooks: Functions to call around each check.
         codec: How to read messages and answers; None for the common shapes.
+        kernel: What a model folder's projections run with: `int4` as they are stored, or `int8` or
+            `float32`, made from those in memory. None for what the environment variable
+            `GUARDRAIL_KERNEL` names, or else what is fastest on this machine: that is measured at
+            the first check, once, and remembered in the user's cache folder.
 
     Raises:
         ArtifactError: If the model folder is missing, changed or of another kind, or the model
@@ -69,9 +75,11 @@ class Guard:
         policy: Policy | None = None,
         hooks: Hooks | None = None,
         codec: Codec | None = None,
+        *,
+        kernel: Kernel | None = None,
     ) -> None:
         policy = _policy(policy)
-        judge = _judge(model)
+        judge = _judge(model, kernel)
         if isinstance(judge, LocalModel):
             judge.require_preset(policy.preset)
         self._codec = codec or DefaultCodec()
@@ -244,9 +252,13 @@ def _hooks(hooks: object) -> Hooks:
     raise ConfigError(f"hooks is {type(hooks).__name__}: pass Hooks(...).")
 
 
-def _judge(model: str | os.PathLike[str] | Judge | None) -> Judge:
+def _judge(model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None) -> Judge:
+    if kernel is not None and kernel not in KERNELS:
+        raise ConfigError(f"kernel is {kernel!r}: use {', '.join(KERNELS)}, or None.")
     if model is None or isinstance(model, str | os.PathLike):
-        return LocalModel(find_artifact(model))
+        return LocalModel(find_artifact(model), kernel)
+    if kernel is not None:
+        raise ConfigError("kernel is for a model folder: this guard's model is a Judge.")
     if callable(getattr(model, "judge", None)):
         return model
     raise ConfigError(f"model is {type(model).__name__}: pass a model folder or a Judge.")

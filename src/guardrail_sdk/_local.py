@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._errors import ArtifactError
+from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
+from guardrail_sdk._kernel import asked
 from guardrail_sdk._layout import Layout, Row
 from guardrail_sdk._normalise import Reading, readings
 from guardrail_sdk._policy import Policy
@@ -48,7 +50,7 @@ class _Candidate:
     windowed: bool
 
 
-_loaded: PerProcess[tuple[Path, str], _Parts] = PerProcess()
+_loaded: PerProcess[tuple[Path, str, Kernel | None], _Parts] = PerProcess()
 
 
 class LocalModel:
@@ -58,10 +60,12 @@ class LocalModel:
 
     Args:
         artifact: The model.
+        kernel: What its projections run with; None to choose.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, kernel: Kernel | None = None) -> None:
         self._artifact = artifact
+        self._kernel: Kernel | None = kernel or asked()
 
     @property
     def id(self) -> str:
@@ -147,7 +151,9 @@ class LocalModel:
 
     def _parts(self) -> _Parts:
         artifact = self._artifact
-        return _loaded.get((artifact.folder, artifact.sha256), lambda: _load(artifact))
+        kernel = self._kernel
+        key = (artifact.folder, artifact.sha256, kernel)
+        return _loaded.get(key, lambda: _load(artifact, kernel))
 
     def _probability(self, stage: Stage, logits: NDArray[np.float32]) -> float:
         outputs = self._artifact.manifest.outputs
@@ -229,7 +235,7 @@ def _candidates(
     return candidates
 
 
-def _load(artifact: Artifact) -> _Parts:
+def _load(artifact: Artifact, kernel: Kernel | None) -> _Parts:
     manifest = artifact.manifest
     chosen = template(manifest.template)
     tokenizer = PromptTokenizer(artifact.tokenizer)
@@ -239,7 +245,7 @@ def _load(artifact: Artifact) -> _Parts:
         output_ids = tuple(tokenizer.output_id(output) for output in manifest.outputs)
         most_tokens -= _LONGEST_ANSWER
     layout = Layout(chosen, tokenizer, most_tokens)
-    engine = Engine(artifact)
+    engine = Engine(artifact, kernel)
     engine.load()
     if not engine.knows(tokenizer.largest_id):
         raise ArtifactError(

@@ -8,7 +8,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, cast
 
+from guardrail_sdk import _cache
 from guardrail_sdk._errors import ArtifactError
+from guardrail_sdk._expand import EXPANSION, Kernel, expand
 from guardrail_sdk._external import external_files
 from guardrail_sdk.artifact import Artifact
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 # Beyond this many threads a guard's small matrices gain little and take cores from the app.
 _MOST_THREADS: Final = 8
+_WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 _CPUS: Final = Path("/sys/devices/system/cpu")
 
 
@@ -73,7 +76,7 @@ class _Onnxruntime(Protocol):
     def SessionOptions(self) -> _SessionOptions: ...
     def RunOptions(self) -> RunOptions: ...
     def InferenceSession(
-        self, path: str, sess_options: _SessionOptions, *, providers: Sequence[str]
+        self, path: str | bytes, sess_options: _SessionOptions, *, providers: Sequence[str]
     ) -> Session: ...
 
 
@@ -84,14 +87,20 @@ def run_options() -> RunOptions:
     return options
 
 
-def open_session(artifact: Artifact) -> Session:
-    """Load the graph of `artifact`.
+def open_session(artifact: Artifact, kernel: Kernel = "int4", *, keep: bool = True) -> Session:
+    """Load the graph of `artifact`, its projections expanded for `kernel`.
+
+    Args:
+        artifact: The model.
+        kernel: What its projections run with.
+        keep: Whether an expanded graph is kept in the user's cache.
 
     Raises:
         ArtifactError: If it can't be loaded, reads a file that the manifest doesn't list, or has
             other inputs or outputs than the manifest says.
     """
     _refuse_unlisted_data(artifact)
+    graph = str(artifact.graph) if kernel == "int4" else _expanded(artifact, kernel, keep=keep)
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -103,10 +112,11 @@ def open_session(artifact: Artifact) -> Session:
     options.enable_mem_pattern = False
     # Failures are raised; its own log lines on stderr would only repeat them.
     options.log_severity_level = 4
+    if kernel != "int4":
+        # An expanded graph comes from memory; the weights that it keeps lie where they were.
+        options.add_session_config_entry(_WEIGHTS_FOLDER, str(artifact.folder))
     try:
-        session = ort.InferenceSession(
-            str(artifact.graph), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(
             f"onnxruntime can't load {artifact.graph} ({type(error).__name__}). Install the "
@@ -118,6 +128,27 @@ def open_session(artifact: Artifact) -> Session:
 
 def _onnxruntime() -> _Onnxruntime:
     return cast("_Onnxruntime", import_module("onnxruntime"))
+
+
+def _expanded(artifact: Artifact, kernel: Kernel, *, keep: bool) -> bytes:
+    """Return the graph expanded for `kernel`, from the user's cache if it is there.
+
+    Raises:
+        ArtifactError: If it can't be expanded.
+    """
+    name = f"{kernel}-{artifact.sha256[:32]}-{EXPANSION}"
+    kept = _cache.read(name)
+    if kept is not None:
+        return kept
+    try:
+        made = expand(artifact.graph.read_bytes(), artifact.folder, kernel)
+    except (ValueError, OSError) as error:
+        raise ArtifactError(
+            f"{artifact.graph} can't be expanded for the kernel {kernel} ({error}). Use int4."
+        ) from error
+    if keep:
+        _cache.write(name, made)
+    return made
 
 
 def _refuse_unlisted_data(artifact: Artifact) -> None:

@@ -1,7 +1,8 @@
 """How long one check takes, by length of text: run it on an idle machine (`make bench`).
 
-It prints the machine and the runtime, and as its peer the same checks with a fake model that costs
-nothing: what remains there is the guard around the model. "Again" is a text that was just checked.
+It prints the machine and the runtime, and the bundled model with every kernel. "Again" is a text
+that was just checked. The last column is a fake model that costs nothing: what remains there is the
+guard around the model.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from guardrail_sdk import Guard
+from guardrail_sdk._kernel import KERNELS
 from guardrail_sdk.testing import FakeModel
 
 SENTENCE = "Could you tell me how the ferries to the islands run on Sundays in winter? "
@@ -27,24 +29,26 @@ ROUNDS = 30
 
 
 def main() -> None:
-    """Time both models and print one table."""
+    """Time every kernel and print one table."""
     began = time.perf_counter()
-    guard = Guard()
-    guard.check_sync("Hello")
+    Guard(kernel="int4").check_sync("Hello")
     first = time.perf_counter() - began
+    guards = {kernel: Guard(kernel=kernel) for kernel in KERNELS}
     around = Guard(FakeModel(["never said"]))
-    table = Table(title=f"Latency of check_sync, milliseconds, {ROUNDS} rounds")
-    for heading in ("characters", "bundled p50", "bundled p95", "again p50", "no model p50"):
+    table = Table(title=f"Latency of check_sync, milliseconds: p50 (p95) of {ROUNDS} rounds")
+    for heading in ("characters", *KERNELS, "again", "no model"):
         table.add_column(heading, justify="right")
     for count in LENGTHS:
         texts = _texts(count)
-        bundled = _times(guard.check_sync, texts)
-        again = _times(guard.check_sync, texts[:1] * ROUNDS)
+        taken = {kernel: _times(guard.check_sync, texts) for kernel, guard in guards.items()}
+        again = _times(guards["int4"].check_sync, texts[:1] * ROUNDS)
         own = _times(around.check_sync, texts)
         table.add_row(
             str(len(texts[0])),
-            f"{statistics.median(bundled):.1f}",
-            f"{statistics.quantiles(bundled, n=20)[-1]:.1f}",
+            *(
+                f"{statistics.median(times):.1f} ({statistics.quantiles(times, n=20)[-1]:.1f})"
+                for times in taken.values()
+            ),
             f"{statistics.median(again):.2f}",
             f"{statistics.median(own):.2f}",
         )
