@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guardrail_sdk._engine import Engine, batches
+from guardrail_sdk._engine import Engine
 from guardrail_sdk._errors import ArtifactError, EngineError, EngineTimeout
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
@@ -95,17 +95,6 @@ def test_no_rows_give_no_logits(artifact: Artifact, engine: Engine) -> None:
     assert engine.classify([], Budget()).shape == (0, len(artifact.manifest.outputs))
 
 
-@given(lengths=st.lists(st.integers(1, 2000), max_size=60))
-def test_batches_hold_every_row_once_with_little_padding(lengths: list[int]) -> None:
-    found = list(batches([[0] * length for length in lengths]))
-
-    assert sorted(index for batch in found for index in batch) == list(range(len(lengths)))
-    for batch in found:
-        longest = max(lengths[index] for index in batch)
-        assert len(batch) == 1 or len(batch) * longest <= 1024
-        assert all(lengths[index] >= 0.75 * longest for index in batch)
-
-
 def greedy(session: Session, artifact: Artifact, ids: list[int], stop: int) -> list[int]:
     """Return the likeliest outputs after `ids`, reading everything anew for each."""
     said: list[int] = []
@@ -135,56 +124,23 @@ def test_a_spent_budget_ends_the_work_before_it_begins(engine: Engine) -> None:
         engine.classify([[1]], Budget(deadline=time.monotonic() - 1))
 
 
-class Cancelled(threading.Event):
-    """Becomes true at its `after`-th question, whoever asks."""
-
-    def __init__(self, after: int) -> None:
-        super().__init__()
-        self._left = after
-
-    def is_set(self) -> bool:
-        self._left -= 1
-        return self._left <= 0
-
-
-def test_cancelling_ends_the_work_between_runs(engine: Engine) -> None:
-    rows = [[1] * CONTEXT for _ in range(400)]
-
-    with pytest.raises(EngineTimeout, match="cancelled"):
-        engine.classify(rows, Budget(cancelled=Cancelled(after=6)))
-
-
 class CancelledInRun(threading.Event):
-    """Is true once the watching thread has asked; until then the judging thread waits."""
+    """Becomes true once it was asked twice: before the work, and while a run goes on."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._judging = threading.current_thread()
-        self._asked = threading.Event()
         self._questions = 0
 
     def is_set(self) -> bool:
-        if threading.current_thread() is not self._judging:
-            self._asked.set()
-            return True
         self._questions += 1
-        if self._questions == 2:
-            assert self._asked.wait(timeout=30)
-            return False
-        return self._questions > 2
+        return self._questions > 1
 
 
-def test_cancelling_ends_the_work_within_a_run(engine: Engine) -> None:
-    """There is one run only, so nothing but the run itself can end early."""
-    rows = [[1] * CONTEXT for _ in range(8)]
+def test_cancelling_ends_the_work(engine: Engine) -> None:
+    rows = [[1] * CONTEXT for _ in range(1000)]
 
     with pytest.raises(EngineTimeout, match="cancelled"):
         engine.classify(rows, Budget(cancelled=CancelledInRun()))
-
-
-def test_the_engine_works_after_a_cancelled_run(engine: Engine) -> None:
-    with pytest.raises(EngineTimeout):
-        engine.classify([[1] * CONTEXT] * 8, Budget(cancelled=CancelledInRun()))
 
     assert engine.classify([[1, 2, 3]], Budget()).shape[0] == 1
 
@@ -193,7 +149,7 @@ def test_no_thread_is_left_behind(engine: Engine) -> None:
     engine.classify([[1, 2]], Budget())
 
     for thread in threading.enumerate():
-        if thread.name == "guardrail-deadline":
+        if thread.name.startswith("guardrail-"):
             thread.join(timeout=30)
             assert not thread.is_alive()
 

@@ -16,6 +16,7 @@ from guardrail_sdk import _protobuf as protobuf
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._expand import Kernel, expand
 from guardrail_sdk._judge import Budget
+from guardrail_sdk._session import open_session, run_options
 from guardrail_sdk.artifact import Artifact, open_artifact
 
 DATA = Path(__file__).parent / "data"
@@ -102,10 +103,8 @@ def test_rows_have_the_same_logits_in_any_batch(artifact: Artifact, kernel: Kern
 
 def reading(artifact: Artifact, kernel: Kernel, row: list[int]) -> NDArray[np.float32]:
     """Return a row's logits from a run of its own, which nothing remembered can stand in for."""
-    engine = Engine(artifact, kernel)
-    with engine._running(Budget()) as run:
-        found = run(["logits"], engine._feed([row]))[0]
-    return found[0, -1] if found.ndim > 2 else found[0]
+    session = open_session(artifact, kernel)
+    return Engine(artifact)._read(session, [row], run_options())[0]
 
 
 @pytest.mark.parametrize("kernel", EXPANDED)

@@ -8,7 +8,7 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -83,7 +83,7 @@ def _is_own(about: os.stat_result) -> bool:
 
 
 @contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
+def _unfinished(folder: Path) -> Generator[Path]:
     """Provide a file of this process alone, which is gone at the end unless it was renamed."""
     handle, name = tempfile.mkstemp(suffix=_UNFINISHED, dir=folder)
     os.close(handle)

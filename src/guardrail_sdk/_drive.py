@@ -40,8 +40,9 @@ from guardrail_sdk._types import Conversation, Verdict
 
 ResultT = TypeVar("ResultT")
 
-# One judgement keeps a core or two busy: more threads than this would only make each one slower.
-_MOST_THREADS: Final = max(2, os.cpu_count() or 1)
+# Enough for their rows to run in batches. Each works in Python for a moment, too, and the more
+# there are, the longer the event loop waits for its turn.
+_MOST_THREADS: Final = max(8, 2 * (os.cpu_count() or 1))
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("guardrail_sdk.limiter")
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Final
 
+from guardrail_sdk._batcher import Batcher
 from guardrail_sdk._errors import EngineError
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
@@ -25,9 +27,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# More padded tokens than this don't make a run more efficient, and a run is the least that can
-# be waited for; its memory is in proportion.
-_RUN_TOKENS: Final = 1024
 # Higher than any vocabulary's ids.
 _NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
@@ -65,6 +64,7 @@ class _Recent:
 @dataclass(frozen=True, slots=True)
 class _Loaded:
     session: Session
+    batcher: Batcher
     recent: _Recent
 
 
@@ -111,7 +111,8 @@ class Engine:
         """
         import numpy as np
 
-        recent = self._load().recent
+        loaded = self._load()
+        recent = loaded.recent
         keys = [_key(row) for row in rows]
         logits = np.empty((len(rows), len(self._artifact.manifest.outputs)), dtype=np.float32)
         new: list[int] = []
@@ -124,16 +125,20 @@ class Engine:
         if not new:
             budget.spend()
             return logits
-        with self._running(budget) as run:
-            for places in batches([rows[index] for index in new]):
-                batch = [new[place] for place in places]
-                found = run(["logits"], self._feed([rows[index] for index in batch]))[0]
-                if found.ndim > 2:
-                    found = found[range(len(batch)), [len(rows[index]) - 1 for index in batch]]
-                logits[batch] = _finite(found)
-                for index in batch:
-                    recent.put(keys[index], logits[index].copy())
+        read = loaded.batcher.logits([rows[index] for index in new], budget)
+        for index, found in zip(new, read, strict=True):
+            logits[index] = found
+            recent.put(keys[index], found)
         return logits
+
+    def _read(
+        self, session: Session, rows: Sequence[Sequence[int]], options: RunOptions
+    ) -> NDArray[np.float32]:
+        """Run the graph once on `rows`."""
+        found = session.run(["logits"], self._feed(rows), options)[0]
+        if found.ndim > 2:
+            found = found[range(len(rows)), [len(row) - 1 for row in rows]]
+        return found
 
     def knows(self, token: int) -> bool:
         """Return whether the graph has an embedding for the token id `token`.
@@ -216,7 +221,7 @@ class Engine:
         return feed
 
     @contextmanager
-    def _running(self, budget: Budget, kernel: Kernel | None = None) -> Generator[_Run]:
+    def _running(self, budget: Budget, kernel: Kernel) -> Generator[_Run]:
         """Provide a function that runs the graph, and end its runs when `budget` is spent."""
         budget.spend()
         options = run_options()
@@ -235,7 +240,12 @@ class Engine:
         artifact = self._artifact
         place = (artifact.graph, artifact.sha256)
         own: Kernel = kernel or self._asked or asked() or _chosen.get(place, self._fastest)
-        return _loaded.get((*place, own), lambda: _Loaded(open_session(artifact, own), _Recent()))
+
+        def load() -> _Loaded:
+            session = open_session(artifact, own)
+            return _Loaded(session, Batcher(partial(self._read, session)), _Recent())
+
+        return _loaded.get((*place, own), load)
 
     def _fastest(self) -> Kernel:
         """Return the kernel that is fastest here, or the least one while memory is short."""
@@ -284,21 +294,6 @@ def _watch(budget: Budget, options: RunOptions, done: Event) -> None:
         if left == 0.0 or budget.cancelled.is_set():
             options.terminate = True
             return
-
-
-def batches(rows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Yield indices of rows that run together: similarly long, few enough for one run."""
-    batch: list[int] = []
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index]), reverse=True):
-        longest = len(rows[batch[0]]) if batch else 0
-        if batch and (
-            (len(batch) + 1) * longest > _RUN_TOKENS or 4 * len(rows[index]) < 3 * longest
-        ):
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _key(row: Sequence[int]) -> bytes:
