@@ -196,6 +196,53 @@ def test_flag_holds_nothing_and_reports_everything(chunks: list[str], mode: str)
     assert all(BAD in text for text in flagged)
 
 
+def flagging() -> tuple[Guard, list[str]]:
+    flagged: list[str] = []
+
+    def note(event: CheckEvent, result: CheckResult) -> None:
+        if result.decision.action is not Action.ALLOW:
+            flagged.append(event.conversation[-1].content)
+
+    policy = Policy(stream="flag")
+    return Guard(model=FakeModel([BAD]), policy=policy, hooks=Hooks(after_output=note)), flagged
+
+
+def test_flag_reports_what_has_left_when_the_reader_hangs_up() -> None:
+    for text in (BAD, f"{BAD}. " * 20):
+        guard, flagged = flagging()
+        stream = stream_of([text, "more"], guard)
+        assert next(stream) == text
+        stream.close()  # type: ignore[attr-defined]
+        assert len(flagged) == 1
+
+
+def test_flag_reports_what_has_left_when_the_source_fails() -> None:
+    guard, flagged = flagging()
+
+    def chat(prompt: str) -> Iterator[str]:
+        yield BAD
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        list(guard.wrap(chat)("hi"))
+    assert flagged == [BAD]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
+async def test_flag_reports_what_has_left_when_the_reader_is_cancelled() -> None:
+    guard, flagged = flagging()
+
+    async def chat(prompt: str) -> AsyncGenerator[str]:
+        yield BAD
+        await anyio.sleep(3600)
+
+    with anyio.move_on_after(0.2):
+        async for _ in guard.wrap(chat)("hi"):
+            pass
+    assert flagged == [BAD]
+
+
 def test_flag_without_a_hook_that_takes_reports_is_refused() -> None:
     guard = Guard(model=FakeModel(), policy=Policy(stream="flag"))
 

@@ -16,7 +16,10 @@ from typing import Final
 VARIABLE: Final = "GUARDRAIL_CACHE"
 _NAME: Final = "guardrail-sdk"
 _DIGEST_BYTES: Final = hashlib.sha256().digest_size
-_UNFINISHED: Final = ".unfinished"
+_SUFFIX, _UNFINISHED = ".guardrail", ".guardrail-unfinished"
+_NO_SURPRISES: Final = (
+    getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
 _STALE_S: Final = 3600
 _MOST_FILES: Final = 16
 
@@ -27,11 +30,13 @@ def read(name: str) -> bytes | None:
     if folder is None:
         return None
     try:
-        # A link could lead to a file of somebody else.
-        handle = os.open(folder / name, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+        # A link could lead to a file of somebody else, and a pipe would be waited for.
+        handle = os.open(folder / _file(name), os.O_RDONLY | _NO_SURPRISES)
+        about = os.fstat(handle)
+        if not stat.S_ISREG(about.st_mode) or not _is_own(about):
+            os.close(handle)
+            return None
         with os.fdopen(handle, "rb") as file:
-            if not _is_own(os.fstat(file.fileno())):
-                return None
             digest, contents = file.read(_DIGEST_BYTES), file.read()
     except OSError:
         return None
@@ -49,7 +54,7 @@ def write(name: str, contents: bytes) -> bool:
     try:
         with _unfinished(folder) as path:
             path.write_bytes(hashlib.sha256(contents).digest() + contents)
-            path.replace(folder / name)
+            path.replace(folder / _file(name))
         _tidy(folder)
     except OSError:
         return False
@@ -68,9 +73,22 @@ def _folder() -> Path | None:
     return folder if stat.S_ISDIR(about.st_mode) and _is_own(about) and private else None
 
 
+def drop(name: str) -> None:
+    """Forget what was kept as `name`."""
+    folder = _folder()
+    if folder is not None:
+        with suppress(OSError):
+            (folder / _file(name)).unlink()
+
+
+def _file(name: str) -> str:
+    return name + _SUFFIX
+
+
 def _place() -> Path:
+    """Return a folder of our own, also below one that is named: only our files are in it."""
     if own := os.environ.get(VARIABLE):
-        return Path(own)
+        return Path(own) / _NAME
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA")
     else:
@@ -94,13 +112,13 @@ def _unfinished(folder: Path) -> Generator[Path]:
 
 
 def _tidy(folder: Path) -> None:
-    """Drop what killed processes left, and all but the newest files."""
+    """Drop what killed processes left, and all but the newest files; others' stay."""
     ages: list[tuple[float, Path]] = []
     for path in folder.iterdir():
         with suppress(OSError):
             ages.append((time.time() - path.lstat().st_mtime, path))
     ages.sort(key=lambda one: one[0])
-    finished = [path for _, path in ages if path.suffix != _UNFINISHED]
+    finished = [path for _, path in ages if path.suffix == _SUFFIX]
     left = [path for age, path in ages if path.suffix == _UNFINISHED and age > _STALE_S]
     for path in [*finished[_MOST_FILES:], *left]:
         with suppress(OSError):

@@ -7,22 +7,22 @@ import os
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
+    Awaitable,
     Callable,
     Generator,
     Iterator,
-    Sequence,
 )
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar, cast
+from typing import Final, Generic, TypeVar, cast
 
 import anyio
 import anyio.to_thread
 from anyio.lowlevel import RunVar, checkpoint, current_token
 
-from guardrail_sdk._errors import ConfigError, EngineTimeout
+from guardrail_sdk._errors import Blocked, ConfigError, EngineTimeout
 from guardrail_sdk._flow import (
-    Admission,
     Admitted,
     Ask,
     Effect,
@@ -43,6 +43,7 @@ ResultT = TypeVar("ResultT")
 # Enough for their rows to run in batches. Each works in Python for a moment, too, and the more
 # there are, the longer the event loop waits for its turn.
 _MOST_THREADS: Final = max(8, 2 * (os.cpu_count() or 1))
+_CLOSING_S: Final = 10.0
 _limiter: RunVar[anyio.CapacityLimiter] = RunVar("guardrail_sdk.limiter")
 
 
@@ -120,6 +121,7 @@ class Driver:
         async def generate(*args: object, **kwargs: object) -> AsyncGenerator[object, object]:
             flow = begin(*args, **kwargs)
             step: Callable[[], Effect] = partial(next, flow)
+            closing = False
             while True:
                 try:
                     effect = step()
@@ -130,11 +132,15 @@ class Driver:
                 try:
                     if isinstance(effect, Emit):
                         answer = yield effect.item
+                    elif closing:
+                        answer = await _finished(self._perform_async(effect))
                     else:
                         answer = await self._perform_async(effect)
                 except GeneratorExit:
+                    closing = True
                     step = partial(flow.throw, Stopped())
                 except BaseException as error:
+                    closing = _is_cancellation(error)
                     step = partial(flow.throw, error)
                 else:
                     step = partial(flow.send, answer)
@@ -162,33 +168,29 @@ class Driver:
 
         It is this task that calls, so that a generator is only ever run by its consumer's task.
         """
-        judged: list[Admission] = []
-        made: list[object] = []
-        failed: list[Exception] = []
-        async with anyio.create_task_group() as group:
+        check, call = _Outcome[Admitted | Blocked](), _Outcome[object]()
+        handed_over = False
+        try:
+            async with anyio.create_task_group() as group:
 
-            async def admit() -> None:
-                try:
-                    judged.append(await self.run_async(race.admit))
-                except Exception as error:
-                    # The failure of the check goes before that of the call.
-                    failed.insert(0, error)
-                if not _as_given(judged):
-                    group.cancel_scope.cancel()
+                async def admit() -> None:
+                    await check.of(partial(self.run_async, race.admit))
+                    if not isinstance(check.value, Admitted):
+                        group.cancel_scope.cancel()
 
-            group.start_soon(admit)
-            await checkpoint()
-            try:
-                value = race.call()
-                made.append(await value if inspect.isawaitable(value) else value)
-            except Exception as error:
-                failed.append(error)
-        if not _as_given(judged):
-            for value in made:
-                await _discard(value)
-        if judged and (not failed or not _as_given(judged)):
-            return Raced(admission=judged[0], value=made[0] if made else None)
-        raise failed[0]
+                group.start_soon(admit)
+                # The check goes first, also where the function does much before it waits.
+                await checkpoint()
+                await call.of(race.call)
+            if isinstance(check.value, Blocked):
+                return Raced(admission=check.value, value=None)
+            admitted = check.result()
+            raced = Raced(admission=admitted, value=call.result())
+            handed_over = True
+            return raced
+        finally:
+            if not handed_over:
+                await _discard(call.value)
 
     async def _ask_in_thread(self, conversation: Conversation) -> Verdict:
         budget = Budget.of(self.policy)
@@ -218,21 +220,61 @@ def _only_call(effect: Effect) -> Callable[[], object]:
     return effect.function
 
 
-def _as_given(judged: Sequence[Admission]) -> bool:
-    """Return whether an input was let through as it was given."""
-    return any(isinstance(found, Admitted) and not found.redacted for found in judged)
+async def _finished(work: Awaitable[ResultT]) -> ResultT:
+    """Await what ends a stream, for a while also where its task was cancelled."""
+    if not in_event_loop():
+        return await work
+    with anyio.move_on_after(_CLOSING_S, shield=True):
+        return await work
+    raise EngineTimeout("A stream could not be closed in time.")
+
+
+def _is_cancellation(error: BaseException) -> bool:
+    return in_event_loop() and isinstance(error, anyio.get_cancelled_exc_class())
+
+
+class _Outcome(Generic[ResultT]):
+    """What an async call came to: a value, an error, or an end by cancellation."""
+
+    value: ResultT | None = None
+    _error: BaseException | None = None
+    _ended: bool = False
+
+    async def of(self, call: Callable[[], object]) -> None:
+        """Await `call()` and keep what comes of it; only a cancellation is raised at once."""
+        try:
+            value = call()
+            self.value = cast("ResultT", await value if inspect.isawaitable(value) else value)
+            self._ended = True
+        except anyio.get_cancelled_exc_class() as error:
+            self._error = error
+            raise
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> ResultT:
+        """Return the value.
+
+        Raises:
+            BaseException: What the call raised, a cancellation from elsewhere included.
+        """
+        if self._ended:
+            return cast("ResultT", self.value)
+        raise self._error or EngineTimeout("The check was cancelled before a verdict.")
 
 
 async def _discard(value: object) -> None:
-    """Close a stream or coroutine that nobody will read."""
-    if is_live(value):
-        for name in ("aclose", "close"):
-            close = getattr(value, name, None)
-            if callable(close):
+    """Close a stream, coroutine or task that nobody will read, whatever that fails with."""
+    if not is_live(value):
+        return
+    for name in ("aclose", "close", "cancel"):
+        close = getattr(value, name, None)
+        if callable(close):
+            with anyio.move_on_after(_CLOSING_S, shield=True), suppress(Exception):
                 done = close()
                 if inspect.isawaitable(done):
                     await done
-                return
+            return
 
 
 def _thread_limiter() -> anyio.CapacityLimiter:

@@ -6,7 +6,7 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -15,10 +15,10 @@ from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Final
 
 from guardrail_sdk._batcher import Batcher
-from guardrail_sdk._errors import EngineError
+from guardrail_sdk._errors import ArtifactError, EngineError
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
-from guardrail_sdk._kernel import asked, choose, has_room
+from guardrail_sdk._kernel import Trial, asked, choose, has_room
 from guardrail_sdk._process import PerProcess
 from guardrail_sdk._session import RunOptions, Session, open_session, run_options
 from guardrail_sdk.artifact import Artifact
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
 _TIMED_TOKENS: Final = 64
-_TIMED_RUNS: Final = 5
+_TIMED_ROWS: Final = 6
 
 # Logits of this many rows are kept: some 2 MB.
 _REMEMBERED: Final = 8192
@@ -241,29 +241,41 @@ class Engine:
         place = (artifact.graph, artifact.sha256)
         own: Kernel = kernel or self._asked or asked() or _chosen.get(place, self._fastest)
 
-        def load() -> _Loaded:
-            session = open_session(artifact, own)
-            return _Loaded(session, Batcher(partial(self._read, session)), _Recent())
+        return _loaded.get((*place, own), partial(self._opened, own))
 
-        return _loaded.get((*place, own), load)
+    def _opened(self, kernel: Kernel) -> _Loaded:
+        session = open_session(self._artifact, kernel)
+        return _Loaded(session, Batcher(partial(self._read, session)), _Recent())
 
     def _fastest(self) -> Kernel:
-        """Return the kernel that is fastest here, or the least one while memory is short."""
-        kernel = choose(self._artifact, self._seconds)
-        return kernel if has_room(self._artifact, kernel) else "int4"
+        """Return the kernel that is fastest here; the least one if there is no room for it."""
+        kernel = choose(self._artifact, self._try_out)
+        if kernel != "int4" and has_room(self._artifact, kernel):
+            place = (self._artifact.graph, self._artifact.sha256)
+            with suppress(ArtifactError):
+                _loaded.get((*place, kernel), partial(self._opened, kernel))
+                return kernel
+        return "int4"
 
-    def _seconds(self, kernel: Kernel) -> float:
-        """Return how long a prompt of usual length takes with `kernel`."""
+    def _try_out(self, kernel: Kernel) -> Trial:
+        """Return how long a prompt of usual length takes with `kernel`, and a few rows' logits."""
+        import numpy as np
+
         session = open_session(self._artifact, kernel, keep=False)
-        row = [1] * min(_TIMED_TOKENS, self._artifact.manifest.context_length)
-        feed = self._feed([row])
+        length = min(_TIMED_TOKENS, self._artifact.manifest.context_length)
+        first = np.arange(_TIMED_ROWS)[:, None]
+        rows: list[list[int]] = (1 + (7 * first + np.arange(length) * (first + 1)) % 97).tolist()
         times: list[float] = []
-        for _ in range(_TIMED_RUNS + 1):
-            began = time.perf_counter()
-            session.run(["logits"], feed, run_options())
-            times.append(time.perf_counter() - began)
+        found: list[NDArray[np.float32]] = []
+        try:
+            for row in rows:
+                began = time.perf_counter()
+                found.append(self._read(session, [row], run_options()))
+                times.append(time.perf_counter() - began)
+        except Exception as error:
+            raise EngineError(f"onnxruntime failed ({type(error).__name__}, {kernel}).") from None
         # The first run makes what the others use; the shortest was disturbed least.
-        return min(times[1:])
+        return Trial(min(times[1:]), np.concatenate(found))
 
 
 class _Run:

@@ -55,23 +55,23 @@ class Emit:
 class Race:
     """Judge an input and call an async function at once; answered by `Raced`.
 
-    What the function returns or raises is held until the input was judged. If it isn't let through
-    as it was given, the function is cancelled, and what it returned is closed and dropped.
+    What the function returns or raises is held until the input was judged. If it is blocked, the
+    function is cancelled, and what it returned is closed and dropped.
 
     Attributes:
         admit: The flow that judges the input.
         call: What calls the function on that input.
     """
 
-    admit: Flow[Admission]
+    admit: Flow[Admitted | Blocked]
     call: Callable[[], object]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raced:
-    """What came of a race; `value` means nothing unless the input was let through as given."""
+    """What came of a race; `value` means nothing if the input was blocked."""
 
-    admission: Admission
+    admission: Admitted | Blocked
     value: object
 
 
@@ -196,15 +196,15 @@ class GuardedCall:
 
     def converse(self, chat_fn: Callable[..., object], args: Args, kwargs: Kwargs) -> Flow[object]:
         """Judge the input, call `chat_fn`, judge what it returns."""
+        admit = self._admit(args, kwargs)
         if self.parallel:
-            race = Race(admit=self._admit(args, kwargs), call=partial(chat_fn, *args, **kwargs))
-            raced = _raced((yield race))
+            raced = _raced((yield Race(admit=admit, call=partial(chat_fn, *args, **kwargs))))
             admitted, value = raced.admission, raced.value
         else:
-            admitted, value = (yield from self._admit(args, kwargs)), None
+            admitted, value = (yield from admit), None
         if isinstance(admitted, Blocked):
             return (yield from self._denied(admitted))
-        if not self.parallel or admitted.redacted:
+        if not self.parallel:
             value = yield Call(partial(chat_fn, *admitted.args, **admitted.kwargs))
         return (yield from self.settle(value, admitted.conversation))
 
@@ -225,12 +225,13 @@ class GuardedCall:
         kwargs: Kwargs,
     ) -> Flow[object]:
         """Judge the input, start the generator `chat_fn`, relay its chunks."""
-        source: Source | None = None
+        admit = self._admit(args, kwargs)
         if self.parallel:
             source = open_source(chat_fn(*args, **kwargs))
-            admitted, source = yield from self._race_first(source, args, kwargs)
+            admitted, source = yield from self._race_first(source, admit)
         else:
-            admitted = yield from self._admit(args, kwargs)
+            admitted = yield from admit
+            source = None
         if isinstance(admitted, Blocked):
             yield Emit((yield from self._denied(admitted)))
             return None
@@ -238,24 +239,25 @@ class GuardedCall:
         return (yield from self.relay(source, admitted.conversation))
 
     def _race_first(
-        self, source: Source, args: Args, kwargs: Kwargs
-    ) -> Flow[tuple[Admission, Source | None]]:
-        """Judge the input while the first chunk is made; None if the source was no use."""
-        kept = False
+        self, source: Source, admit: Flow[Admitted | Blocked]
+    ) -> Flow[tuple[Admitted | Blocked, Source]]:
+        """Judge the input while the first chunk is made; close the source unless it is admitted."""
         try:
-            raced = _raced((yield Race(admit=self._admit(args, kwargs), call=source.next)))
-            kept = isinstance(raced.admission, Admitted) and not raced.admission.redacted
-            return raced.admission, _Begun(source, raced.value) if kept else None
-        finally:
-            if not kept:
-                yield Call(source.close)
+            raced = _raced((yield Race(admit=admit, call=source.next)))
+        except BaseException:
+            yield from _close(source, quietly=True)
+            raise
+        if isinstance(raced.admission, Blocked):
+            yield from _close(source, quietly=True)
+        return raced.admission, _Begun(source, raced.value)
 
     def relay(self, source: Source, conversation: Conversation) -> Flow[object]:
         """Emit the chunks of `source`, each once its window was judged; close it at the end."""
+        outcome: object = None
         try:
-            outcome: object = yield from self._relay(source, conversation)
+            outcome = yield from self._relay(source, conversation)
         finally:
-            yield Call(source.close)
+            yield from _close(source, quietly=isinstance(outcome, Blocked))
         if isinstance(outcome, Ended):
             if outcome.value is None:
                 return None
@@ -269,31 +271,43 @@ class GuardedCall:
         mode = self.checks.policy.stream
         window: StreamWindow[object] = StreamWindow(delayed=mode == "lookbehind")
         ready: deque[object] = deque()
-        unreported: Window[object] | None = None
         ended: Ended | None = None
-        while True:
-            step: Callable[[], object] | None = None
-            while ready and step is None:
-                step = yield from _emit(ready.popleft(), source, over=ended is not None)
-            if unreported is not None:
-                yield from self._judge(unreported, conversation)
-                window.passed(unreported)
-            if ended is not None and step is None:
-                return ended
-            chunk = yield Call(step or source.next)
-            ended = chunk if isinstance(chunk, Ended) else None
-            closed = window.flush() if ended else window.push(self._chunk_text(chunk), chunk)
+        try:
+            while True:
+                step: Callable[[], object] | None = None
+                while ready and step is None:
+                    step = yield from _emit(ready.popleft(), source, over=ended is not None)
+                if ended is not None and step is None:
+                    return ended
+                chunk = yield Call(step or source.next)
+                ended = chunk if isinstance(chunk, Ended) else None
+                closed = window.flush() if ended else window.push(self._chunk_text(chunk), chunk)
+                if mode == "flag":
+                    yield from self._report(closed, window, conversation)
+                    ready.extend(() if ended else (chunk,))
+                    continue
+                if closed is not None:
+                    passed = yield from self._pass(closed, window, conversation)
+                    if isinstance(passed, Blocked):
+                        return passed
+                    ready.extend(passed)
+                if ended is not None:
+                    ready.extend(window.rest())
+        finally:
+            # What has left is reported, also where the reader hangs up or the source fails.
             if mode == "flag":
-                unreported = closed
-                ready.extend(() if ended else (chunk,))
-                continue
-            if closed is not None:
-                passed = yield from self._pass(closed, window, conversation)
-                if isinstance(passed, Blocked):
-                    return passed
-                ready.extend(passed)
-            if ended is not None:
-                ready.extend(window.rest())
+                yield from self._report(window.flush(), window, conversation)
+
+    def _report(
+        self,
+        closed: Window[object] | None,
+        window: StreamWindow[object],
+        conversation: Conversation,
+    ) -> Flow[None]:
+        """Judge a window that is let through whatever the verdict."""
+        if closed is not None:
+            yield from self._judge(closed, conversation)
+            window.passed(closed)
 
     def _pass(
         self, closed: Window[object], window: StreamWindow[object], conversation: Conversation
@@ -332,25 +346,30 @@ class GuardedCall:
     def _chunk_text(self, chunk: object) -> str:
         return "" if chunk is None else _checked_text(self.codec.read_output(chunk))
 
-    def _admit(self, args: Args, kwargs: Kwargs) -> Flow[Admission]:
+    def _admit(self, args: Args, kwargs: Kwargs) -> Flow[Admitted | Blocked]:
+        """Read the input now, and return the flow that judges it."""
+        return self._admission(list(self.codec.read_input(args, kwargs)), args, kwargs)
+
+    def _admission(
+        self, conversation: list[Message], args: Args, kwargs: Kwargs
+    ) -> Flow[Admitted | Blocked]:
         """Judge every message that is new to the model: those since an assistant last spoke."""
-        redacted = False
-        conversation = list(self.codec.read_input(args, kwargs))
         last = len(conversation) - 1
         for index in _new_messages(conversation):
             asked = replace(conversation[index], role="user")
             result = yield from self.checks.check([*conversation[:index], asked])
             decision = result.decision
-            if decision.action is Action.REDACT and index == last:
+            if decision.action is Action.REDACT and index == last and not self.parallel:
                 args, kwargs = self.codec.write_input(args, kwargs, REDACTED)
                 conversation[index] = replace(conversation[index], content=REDACTED)
-                redacted = True
             elif decision.action is Action.REDACT:
-                reason = f"{decision.reason} Only the last message can be redacted: blocked."
+                # In parallel, the function has it already.
+                which = "No input of a parallel call" if self.parallel else "Only the last message"
+                reason = f"{decision.reason} {which} can be redacted: blocked."
                 decision = replace(decision, action=Action.BLOCK, reason=reason)
             if decision.action is Action.BLOCK:
                 return Blocked(decision, result.verdict)
-        return Admitted(args, kwargs, tuple(conversation), redacted)
+        return Admitted(args, kwargs, tuple(conversation))
 
     def _release(self, value: object, conversation: Conversation) -> Flow[object]:
         """Judge a whole output; return it, its redacted copy, or the block."""
@@ -380,10 +399,15 @@ class Admitted:
     args: Args
     kwargs: Mapping[str, object]
     conversation: Conversation
-    redacted: bool
 
 
-Admission = Admitted | Blocked
+def _close(source: Source, *, quietly: bool) -> Flow[None]:
+    """Close `source`; after a block, what that fails with must not take the block's place."""
+    try:
+        yield Call(source.close)
+    except Exception:
+        if not quietly:
+            raise
 
 
 def _raced(answer: object) -> Raced:

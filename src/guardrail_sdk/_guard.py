@@ -198,9 +198,10 @@ class Guard:
     ) -> Callable[..., object]:
         """Return `chat_fn` guarded: the same kind of function, with the same signature.
 
-        Its input is judged before it runs, what it returns before it is returned. A generator's
-        chunks are held back until the window of text that they belong to was judged. In an
-        agent's loop, every message since the assistant last spoke is judged as input.
+        Its input is judged before it runs (but see `parallel`), what it returns before it is
+        returned. A generator's chunks are held back until the window of text that they belong to
+        was judged. In an agent's loop, every message since the assistant last spoke is judged as
+        input.
 
         Args:
             chat_fn: A function, async function, generator or async generator; also a bound
@@ -209,11 +210,11 @@ class Guard:
             on_block: What to return in place of what was blocked (a generator yields it as its
                 last item); None to raise `Blocked`.
             parallel: Call an async `chat_fn` while its input is being judged, which hides the time
-                of that check. What it returns or yields is held until the verdict; if the input
-                is blocked, the call is cancelled. What the function does besides, such as calling
-                tools itself or writing to a database, can't be held: it may have happened. An
-                async generator may not hold an anyio or trio cancel scope open across its first
-                `yield`.
+                of that check. What it returns, yields or raises is held until the verdict; if the
+                input is blocked or to be redacted, the call is cancelled. What the function does
+                besides, such as calling tools itself or writing to a database, can't be held: it
+                may have happened. It may not leave a cancel scope or task group open when it
+                returns a stream or at its first `yield`.
 
         Raises:
             ConfigError: If `chat_fn` can't be called, a hook is async and `chat_fn` is not, or

@@ -12,7 +12,7 @@ from guardrail_sdk import _cache
 from guardrail_sdk._errors import ArtifactError
 from guardrail_sdk._expand import EXPANSION, Kernel, expand
 from guardrail_sdk._external import external_files
-from guardrail_sdk.artifact import Artifact
+from guardrail_sdk.artifact import Artifact, open_artifact
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,6 +71,7 @@ class _OptimisationLevels(Protocol):
 class _Onnxruntime(Protocol):
     """What is used of the onnxruntime module, which has no type stubs."""
 
+    __version__: str
     GraphOptimizationLevel: _OptimisationLevels
 
     def SessionOptions(self) -> _SessionOptions: ...
@@ -100,7 +101,28 @@ def open_session(artifact: Artifact, kernel: Kernel = "int4", *, keep: bool = Tr
             other inputs or outputs than the manifest says.
     """
     _refuse_unlisted_data(artifact)
-    graph = str(artifact.graph) if kernel == "int4" else _expanded(artifact, kernel, keep=keep)
+    if kernel == "int4":
+        return _session(artifact, kernel, str(artifact.graph))
+    name = f"{kernel}-{artifact.sha256[:32]}-{EXPANSION}"
+    kept = _cache.read(name)
+    if kept is not None:
+        try:
+            return _session(artifact, kernel, kept)
+        except ArtifactError:
+            _cache.drop(name)
+    made = _expanded(artifact, kernel)
+    session = _session(artifact, kernel, made)
+    if keep:
+        _cache.write(name, made)
+    return session
+
+
+def _session(artifact: Artifact, kernel: Kernel, graph: str | bytes) -> Session:
+    """Load a graph from a path or from memory.
+
+    Raises:
+        ArtifactError: If it can't be loaded or has other inputs or outputs than the manifest says.
+    """
     ort = _onnxruntime()
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
@@ -119,35 +141,35 @@ def open_session(artifact: Artifact, kernel: Kernel = "int4", *, keep: bool = Tr
         session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(
-            f"onnxruntime can't load {artifact.graph} ({type(error).__name__}). Install the "
-            "onnxruntime version that guardrail-sdk asks for, or rebuild the model."
+            f"onnxruntime can't load {artifact.graph} ({type(error).__name__}, {kernel}). Install "
+            "the onnxruntime version that guardrail-sdk asks for, or rebuild the model."
         ) from error
     _check_signature(session, artifact)
     return session
+
+
+def runtime_version() -> str:
+    """Return the version of onnxruntime, whatever distribution it came in."""
+    return _onnxruntime().__version__
 
 
 def _onnxruntime() -> _Onnxruntime:
     return cast("_Onnxruntime", import_module("onnxruntime"))
 
 
-def _expanded(artifact: Artifact, kernel: Kernel, *, keep: bool) -> bytes:
-    """Return the graph expanded for `kernel`, from the user's cache if it is there.
+def _expanded(artifact: Artifact, kernel: Kernel) -> bytes:
+    """Return the graph expanded for `kernel`, made of the very files that the manifest seals.
 
     Raises:
-        ArtifactError: If it can't be expanded.
+        ArtifactError: If it can't be expanded, or a file was changed.
     """
-    name = f"{kernel}-{artifact.sha256[:32]}-{EXPANSION}"
-    kept = _cache.read(name)
-    if kept is not None:
-        return kept
     try:
         made = expand(artifact.graph.read_bytes(), artifact.folder, kernel)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ArithmeticError, MemoryError) as error:
         raise ArtifactError(
             f"{artifact.graph} can't be expanded for the kernel {kernel} ({error}). Use int4."
         ) from error
-    if keep:
-        _cache.write(name, made)
+    open_artifact(artifact.folder, expected_sha256=artifact.sha256)
     return made
 
 
