@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import concurrency
 import onnxruntime
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +35,8 @@ def main() -> None:
     Guard(kernel="int4").check_sync("Hello")
     first = time.perf_counter() - began
     guards = {kernel: Guard(kernel=kernel) for kernel in KERNELS}
+    for guard in guards.values():
+        guard.check_sync("Hello")
     around = Guard(FakeModel(["never said"]))
     table = Table(title=f"Latency of check_sync, milliseconds: p50 (p95) of {ROUNDS} rounds")
     for heading in ("characters", *KERNELS, "again", "no model"):
@@ -59,6 +62,7 @@ def main() -> None:
     )
     console.print(f"Loading the model and the first check: {first:.2f} s")
     console.print(table)
+    console.print(concurrency.table(Guard()))
 
 
 def _texts(count: int) -> list[str]:

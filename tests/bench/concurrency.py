@@ -1,0 +1,79 @@
+"""Many checks at once: how many a second, how long each takes, and what the event loop feels of it.
+
+The loop's lag is how much later than asked a 5 ms sleep ends; beside it stands the idle loop's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from guardrail_sdk import Guard
+
+IN_FLIGHT = (1, 8, 64)
+CHECKS = 320
+TICK_S = 0.005
+TEXT = (
+    "could you tell me how the ferries to the islands run on sundays in winter and whether my old "
+    "neighbour may take her dog along when the weather turns"
+)
+
+
+def table(guard: Guard) -> Table:
+    """Measure and return one row per number of checks in flight."""
+    shown = Table(title=f"{CHECKS} checks of 4 to 40 words, asyncio")
+    for heading in ("in flight", "checks/s", "p50 ms", "p99 ms", "loop lag p50 ms", "p99 ms"):
+        shown.add_column(heading, justify="right")
+    lags = asyncio.run(_idle())
+    shown.add_row("idle loop", "", "", "", *_quantiles(lags))
+    for count in IN_FLIGHT:
+        seconds, times, lags = asyncio.run(_measure(guard, count))
+        shown.add_row(str(count), f"{CHECKS / seconds:.0f}", *_quantiles(times), *_quantiles(lags))
+    return shown
+
+
+async def _idle() -> list[float]:
+    lags: list[float] = []
+    ticking = asyncio.create_task(_tick(lags))
+    await asyncio.sleep(1.0)
+    ticking.cancel()
+    return lags
+
+
+async def _measure(guard: Guard, count: int) -> tuple[float, list[float], list[float]]:
+    """Return the seconds of all checks, the milliseconds of each, and the loop's lags."""
+    rng = random.Random(count)
+    texts = [" ".join(rng.choices(TEXT.split(), k=rng.randint(4, 40))) for _ in range(CHECKS)]
+    times: list[float] = []
+    lags: list[float] = []
+    await guard.check("hello")
+    ticking = asyncio.create_task(_tick(lags))
+
+    async def work() -> None:
+        while texts:
+            text = texts.pop()
+            began = time.perf_counter()
+            await guard.check(text)
+            times.append((time.perf_counter() - began) * 1000)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(count)))
+    seconds = time.perf_counter() - began
+    ticking.cancel()
+    return seconds, times, lags
+
+
+async def _tick(lags: list[float]) -> None:
+    while True:
+        began = time.perf_counter()
+        await asyncio.sleep(TICK_S)
+        lags.append((time.perf_counter() - began - TICK_S) * 1000)
+
+
+def _quantiles(values: Sequence[float]) -> tuple[str, str]:
+    return f"{statistics.median(values):.1f}", f"{statistics.quantiles(values, n=100)[-1]:.1f}"
