@@ -20,13 +20,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from guardrail_sdk import Message
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._errors import ArtifactError, EngineError, EngineTimeout
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
+from guardrail_sdk._layout import Layout
 from guardrail_sdk._process import PerProcess
 from guardrail_sdk._session import RunOptions, Session, open_session, run_options
 from guardrail_sdk.artifact import MANIFEST, Artifact, hash_files, open_artifact
+from guardrail_sdk.prompt import template
 from guardrail_sdk.tokenizer import PromptTokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -298,6 +301,7 @@ class Counting:
     def __init__(self, session: Session) -> None:
         self._session = session
         self.read = 0
+        self.tokens = 0
         self.spoilt = False
 
     def __getattr__(self, name: str) -> object:
@@ -310,6 +314,7 @@ class Counting:
         run_options: RunOptions,
     ) -> Sequence[NDArray[np.float32]]:
         self.read += len(input_feed["input_ids"])
+        self.tokens += input_feed["input_ids"].size
         found = self._session.run(output_names, input_feed, run_options)
         return [np.full_like(found[0], np.nan)] if self.spoilt else found
 
@@ -367,6 +372,45 @@ def test_a_remembered_row_takes_a_budget_all_the_same(
     engine.classify([[1, 2]], Budget())
     with pytest.raises(EngineTimeout):
         engine.classify([[1, 2]], Budget(deadline=0.0))
+
+
+@pytest.mark.parametrize("artifact", ["tiny", "tiny-llama-guard"], indirect=True)
+def test_what_prompts_begin_with_is_read_once(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counting = Counting(open_session(artifact))
+
+    def open_counting(artifact: Artifact, kernel: Kernel) -> Counting:
+        return counting
+
+    monkeypatch.setattr("guardrail_sdk._engine.open_session", open_counting)
+    fresh = altered(tmp_path, name=artifact.folder.name)
+    first, second = tuple(range(1, 41)), tuple(range(2, 30))
+    rows = [[*first, 7], [*first, 9, 8, 7, 6], [*second, 5, 5, 5], [3, 4, 5], list(first)]
+    expected = Engine(fresh, "int4").classify(rows, Budget())
+    answer = Engine(fresh, "int4").answer(rows[1], [78] * 20, -1, 4, Budget())
+    counting.tokens = 0
+    engine = Engine(fresh, "int4", prefixes=[first, second, (3, 4)])
+    found = np.concatenate([engine.classify([row], Budget()) for row in rows])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert counting.tokens == sum(map(len, [first, second, *rows])) - 2 * 40 - 28
+    np.testing.assert_allclose(engine.classify(rows, Budget()), expected, atol=1e-3)
+    again = engine.answer(rows[1], [78] * 20, -1, 4, Budget())
+    np.testing.assert_allclose(again, answer, atol=1e-3)
+
+
+def test_the_prompts_of_a_policy_share_its_text() -> None:
+    artifact = open_artifact(DATA / "tiny-llama-guard")
+    tokenizer = PromptTokenizer(artifact.tokenizer)
+    layout = Layout(template("llama-guard-3"), tokenizer, artifact.manifest.context_length)
+    prefixes = layout.prefixes()
+    assert len(prefixes) == 2
+    for prefix, role in zip(prefixes, ("user", "assistant"), strict=True):
+        assert len(prefix) > 100
+        for text in ("Hello", "7", "\n\nUser: hi", "शुभ", ""):
+            conversation = [Message(role="user", content="hi"), Message(role=role, content=text)]
+            (row,) = layout.rows(conversation, 1, Budget())
+            assert row.ids[: len(prefix)] == prefix
 
 
 def test_a_value_that_could_not_be_made_is_made_again() -> None:

@@ -12,7 +12,7 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from guardrail_sdk._batcher import Batcher
 from guardrail_sdk._errors import ArtifactError, EngineError
@@ -30,11 +30,16 @@ if TYPE_CHECKING:
 # Higher than any vocabulary's ids.
 _NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
+_SHORTEST_PREFIX: Final = 16
 _TIMED_TOKENS: Final = 64
 _TIMED_ROWS: Final = 6
 
 # Logits of this many rows are kept: some 2 MB.
 _REMEMBERED: Final = 8192
+
+
+_Prefixes: TypeAlias = tuple[tuple[int, ...], ...]
+_States: TypeAlias = "Sequence[NDArray[np.float32]]"
 
 
 class _Recent:
@@ -69,7 +74,7 @@ class _Loaded:
 
 
 _chosen: PerProcess[tuple[Path, str], Kernel] = PerProcess()
-_loaded: PerProcess[tuple[Path, str, Kernel], _Loaded] = PerProcess()
+_loaded: PerProcess[tuple[Path, str, Kernel, _Prefixes], _Loaded] = PerProcess()
 
 
 class Engine:
@@ -79,10 +84,22 @@ class Engine:
         artifact: The model. Nothing of it is loaded before `load` or the first run.
         kernel: What its projections run with; None for what the environment asks for, or what is
             fastest on this machine.
+        prefixes: What prompts begin with, such as a policy's text. A decoder reads each once, and
+            then only what follows. Short ones aren't worth it.
     """
 
-    def __init__(self, artifact: Artifact, kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        kernel: Kernel | None = None,
+        prefixes: Sequence[tuple[int, ...]] = (),
+    ) -> None:
         self._artifact = artifact
+        self._states: dict[tuple[int, tuple[int, ...]], _States] = {}
+        decoder = artifact.manifest.family == "llama"
+        self._prefixes = tuple(
+            prefix for prefix in prefixes if decoder and len(prefix) >= _SHORTEST_PREFIX
+        )
         self._asked: Kernel | None = kernel
         manifest = artifact.manifest
         cached = manifest.layers if manifest.family == "llama" else 0
@@ -134,11 +151,37 @@ class Engine:
     def _read(
         self, session: Session, rows: Sequence[Sequence[int]], options: RunOptions
     ) -> NDArray[np.float32]:
-        """Run the graph once on `rows`."""
+        """Run the graph on `rows`: at once, or each after what all of them begin with."""
+        import numpy as np
+
+        prefix = self._prefix(rows)
+        if prefix:
+            # Onnxruntime reads several tokens after others only in a batch of one.
+            past = self._states_after(session, prefix, options)
+            feeds = [self._feed([row[len(prefix) :]], past, len(row)) for row in rows]
+            return np.stack([session.run(["logits"], feed, options)[0][0, -1] for feed in feeds])
         found = session.run(["logits"], self._feed(rows), options)[0]
         if found.ndim > 2:
             found = found[range(len(rows)), [len(row) - 1 for row in rows]]
         return found
+
+    def _prefix(self, rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """Return the known prefix that all `rows` begin with and go beyond; () if none does."""
+        for prefix in self._prefixes:
+            count = len(prefix)
+            if all(len(row) > count and tuple(row[:count]) == prefix for row in rows):
+                return prefix
+        return ()
+
+    def _states_after(
+        self, session: Session, prefix: tuple[int, ...], options: RunOptions
+    ) -> _States:
+        """Return the keys and values of `prefix`, read once per session."""
+        place = (id(session), prefix)
+        if place not in self._states:
+            names = [f"present.{name}" for name in self._past]
+            self._states[place] = session.run(names, self._feed([prefix]), options)
+        return self._states[place]
 
     def knows(self, token: int) -> bool:
         """Return whether the graph has an embedding for the token id `token`.
@@ -185,6 +228,10 @@ class Engine:
         # Single tokens are what INT4 is fastest for.
         with self._running(budget, "int4") as run:
             feed = self._feed([ids])
+            if prefix := self._prefix([ids]):
+                session = self._load("int4").session
+                past = self._states_after(session, prefix, run_options())
+                feed = self._feed([ids[len(prefix) :]], past, len(ids))
             for length in range(len(ids) + 1, len(ids) + at_most + 1):
                 found, *present = run(names, feed)
                 said.append(_finite(found[0, -1:]))
@@ -241,7 +288,7 @@ class Engine:
         place = (artifact.graph, artifact.sha256)
         own: Kernel = kernel or self._asked or asked() or _chosen.get(place, self._fastest)
 
-        return _loaded.get((*place, own), partial(self._opened, own))
+        return _loaded.get((*place, own, self._prefixes), partial(self._opened, own))
 
     def _opened(self, kernel: Kernel) -> _Loaded:
         session = open_session(self._artifact, kernel)
@@ -253,7 +300,8 @@ class Engine:
         if kernel != "int4" and has_room(self._artifact, kernel):
             place = (self._artifact.graph, self._artifact.sha256)
             with suppress(ArtifactError):
-                _loaded.get((*place, kernel), partial(self._opened, kernel))
+                key = (*place, kernel, self._prefixes)
+                _loaded.get(key, partial(self._opened, kernel))
                 return kernel
         return "int4"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import concurrency
 import onnxruntime
+import streaming
 from rich.console import Console
 from rich.table import Table
 
@@ -63,6 +64,7 @@ def main() -> None:
     console.print(f"Loading the model and the first check: {first:.2f} s")
     console.print(table)
     console.print(concurrency.table(Guard()))
+    console.print(streaming.table())
 
 
 def _texts(count: int) -> list[str]:
