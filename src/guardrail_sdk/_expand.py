@@ -109,7 +109,8 @@ def expand(graph: bytes, folder: Path, kernel: Kernel) -> bytes:
     for field in model:
         if field.number == _GRAPH and isinstance(field.value, memoryview):
             inside = _Expansion(list(protobuf.fields(field.value)), folder).run(kernel)
-            found.append(protobuf.contents(_GRAPH, inside))
+            # The parts are joined once: they may be hundreds of megabytes.
+            found += [protobuf.opening(_GRAPH, sum(map(len, inside))), *inside]
         else:
             found.append(bytes(field.whole))
     return b"".join(found)
@@ -134,7 +135,7 @@ class _Expansion:
         self._made: set[str] = set()
         self._rounded: dict[str, tuple[str, str]] = {}
 
-    def run(self, kernel: Kernel) -> bytes:
+    def run(self, kernel: Kernel) -> Sequence[bytes]:
         """Return the new graph's fields.
 
         Raises:
@@ -156,7 +157,7 @@ class _Expansion:
             name = _tensor(field.value)[0] if isinstance(field.value, memoryview) else ""
             if name not in self._replaced or name in self._used or self._has_graphs:
                 self._parts.append(bytes(field.whole))
-        return b"".join(self._parts)
+        return self._parts
 
     def _rewrite(self, node: _Node, whole: bytes, kernel: Kernel) -> None:
         if self._is_projection(node):

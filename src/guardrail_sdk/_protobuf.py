@@ -78,7 +78,12 @@ def number(field: int, value: int) -> bytes:
 
 def contents(field: int, value: bytes) -> bytes:
     """Return a field that holds bytes or a message."""
-    return _spelt(field << 3 | _BYTES) + _spelt(len(value)) + value
+    return opening(field, len(value)) + value
+
+
+def opening(field: int, length: int) -> bytes:
+    """Return what stands before the contents of a field that holds `length` bytes."""
+    return _spelt(field << 3 | _BYTES) + _spelt(length)
 
 
 def text(field: int, value: str) -> bytes:
