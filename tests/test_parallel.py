@@ -57,6 +57,23 @@ class Bot:
             raise
 
 
+class Unread:
+    """A stream that was returned, and that nobody may read."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __aiter__(self) -> Unread:
+        return self
+
+    async def __anext__(self) -> str:
+        raise AssertionError("nobody may read it")
+
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.closed += 1
+
+
 @pytest.mark.anyio
 async def test_the_call_and_the_check_run_at_once() -> None:
     started = Event()
@@ -228,26 +245,15 @@ async def test_a_function_that_fails_while_it_is_cancelled_takes_no_blocks_place
 
 @pytest.mark.anyio
 async def test_a_stream_that_was_returned_is_closed_if_the_caller_is_cancelled() -> None:
-    closed: list[bool] = []
+    stream = Unread()
 
-    class Stream:
-        def __aiter__(self) -> Stream:
-            return self
-
-        async def __anext__(self) -> str:
-            raise AssertionError("nobody may read it")
-
-        async def aclose(self) -> None:
-            await anyio.lowlevel.checkpoint()
-            closed.append(True)
-
-    async def begin(prompt: str) -> Stream:
-        return Stream()
+    async def begin(prompt: str) -> Unread:
+        return stream
 
     safe = Guard(model=FakeModel(gate=Event())).wrap(begin, parallel=True)
     with anyio.move_on_after(0.1):
         await safe("hello")
-    assert closed == [True]
+    assert stream.closed == 1
 
 
 @pytest.mark.anyio
@@ -271,28 +277,18 @@ async def test_a_cancellation_from_elsewhere_is_not_an_answer() -> None:
 
 @pytest.mark.anyio
 async def test_a_stream_that_was_returned_already_is_closed_on_a_block() -> None:
-    closed: list[bool] = []
-
-    class Stream:
-        def __aiter__(self) -> Stream:
-            return self
-
-        async def __anext__(self) -> str:
-            raise AssertionError("nobody may read it")
-
-        async def aclose(self) -> None:
-            closed.append(True)
+    stream = Unread()
 
     returned = Event()
 
-    async def begin(prompt: str) -> Stream:
+    async def begin(prompt: str) -> Unread:
         returned.set()
-        return Stream()
+        return stream
 
     safe = Guard(model=FakeModel(["bomb"], gate=returned)).wrap(begin, parallel=True)
     with pytest.raises(Blocked):
         await safe("a bomb")
-    assert closed == [True]
+    assert stream.closed == 1
 
 
 @pytest.mark.anyio

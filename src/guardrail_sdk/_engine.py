@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from array import array
 from collections import OrderedDict
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -40,6 +40,8 @@ _REMEMBERED: Final = 8192
 
 _Prefixes: TypeAlias = tuple[tuple[int, ...], ...]
 _States: TypeAlias = "Sequence[NDArray[np.float32]]"
+_Names: TypeAlias = Sequence[str]
+_Feed: TypeAlias = "Mapping[str, NDArray[np.generic]]"
 
 
 class _Recent:
@@ -96,13 +98,13 @@ class Engine:
     ) -> None:
         self._artifact = artifact
         self._states: dict[tuple[int, tuple[int, ...]], _States] = {}
-        decoder = artifact.manifest.family == "llama"
+        self._asked: Kernel | None = kernel
+        manifest = artifact.manifest
+        decoder = manifest.family == "llama"
         self._prefixes = tuple(
             prefix for prefix in prefixes if decoder and len(prefix) >= _SHORTEST_PREFIX
         )
-        self._asked: Kernel | None = kernel
-        manifest = artifact.manifest
-        cached = manifest.layers if manifest.family == "llama" else 0
+        cached = manifest.layers if decoder else 0
         self._past = [f"{layer}.{part}" for layer in range(cached) for part in ("key", "value")]
 
     def load(self) -> None:
@@ -157,7 +159,9 @@ class Engine:
         prefix = self._prefix(rows)
         if prefix:
             # Onnxruntime reads several tokens after others only in a batch of one.
-            past = self._states_after(session, prefix, options)
+            past = self._states_after(
+                session, prefix, lambda names, feed: session.run(names, feed, options)
+            )
             feeds = [self._feed([row[len(prefix) :]], past, len(row)) for row in rows]
             return np.stack([session.run(["logits"], feed, options)[0][0, -1] for feed in feeds])
         found = session.run(["logits"], self._feed(rows), options)[0]
@@ -174,13 +178,13 @@ class Engine:
         return ()
 
     def _states_after(
-        self, session: Session, prefix: tuple[int, ...], options: RunOptions
+        self, session: Session, prefix: tuple[int, ...], run: Callable[[_Names, _Feed], _States]
     ) -> _States:
-        """Return the keys and values of `prefix`, read once per session."""
+        """Return the keys and values of `prefix`, read by `run` once per session."""
         place = (id(session), prefix)
         if place not in self._states:
             names = [f"present.{name}" for name in self._past]
-            self._states[place] = session.run(names, self._feed([prefix]), options)
+            self._states[place] = run(names, self._feed([prefix]))
         return self._states[place]
 
     def knows(self, token: int) -> bool:
@@ -230,7 +234,7 @@ class Engine:
             feed = self._feed([ids])
             if prefix := self._prefix([ids]):
                 session = self._load("int4").session
-                past = self._states_after(session, prefix, run_options())
+                past = self._states_after(session, prefix, run)
                 feed = self._feed([ids[len(prefix) :]], past, len(ids))
             for length in range(len(ids) + 1, len(ids) + at_most + 1):
                 found, *present = run(names, feed)
@@ -287,21 +291,24 @@ class Engine:
         artifact = self._artifact
         place = (artifact.graph, artifact.sha256)
         own: Kernel = kernel or self._asked or asked() or _chosen.get(place, self._fastest)
-
-        return _loaded.get((*place, own, self._prefixes), partial(self._opened, own))
+        return self._opened(own)
 
     def _opened(self, kernel: Kernel) -> _Loaded:
-        session = open_session(self._artifact, kernel)
-        return _Loaded(session, Batcher(partial(self._read, session)), _Recent())
+        """Return what this process shares of the model with `kernel`."""
+
+        def load() -> _Loaded:
+            session = open_session(self._artifact, kernel)
+            return _Loaded(session, Batcher(partial(self._read, session)), _Recent())
+
+        place = (self._artifact.graph, self._artifact.sha256, kernel, self._prefixes)
+        return _loaded.get(place, load)
 
     def _fastest(self) -> Kernel:
         """Return the kernel that is fastest here; the least one if there is no room for it."""
         kernel = choose(self._artifact, self._try_out)
         if kernel != "int4" and has_room(self._artifact, kernel):
-            place = (self._artifact.graph, self._artifact.sha256)
             with suppress(ArtifactError):
-                key = (*place, kernel, self._prefixes)
-                _loaded.get(key, partial(self._opened, kernel))
+                self._opened(kernel)
                 return kernel
         return "int4"
 

@@ -189,7 +189,7 @@ class _Expansion:
         return self._tensors[name].data_type if name in self._tensors else 0
 
     def _weight(self, node: _Node) -> NDArray[np.float32]:
-        """Return a projection's weight float32 [N, K], and note that it is replaced."""
+        """Return a projection's weight float32 [N, K]."""
         import numpy as np
 
         codes, scales = (self._tensors[name].read(self._folder) for name in node.inputs[1:])
