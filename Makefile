@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BUILD := .venv-build
 OPTIMUM := .venv-optimum
-SOURCES := src tests examples model_build
+SOURCES := src tests examples model_build integrations
+
+INTEGRATIONS := $(notdir $(wildcard integrations/*))
 
 .PHONY: help install format lint typecheck test docs check bench \
-	install-build typecheck-build test-build check-build test-optimum
+	install-build typecheck-build test-build check-build test-optimum \
+	check-integrations $(INTEGRATIONS:%=check-%)
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -70,3 +73,17 @@ check-build: typecheck-build test-build  ## everything a change of the pipeline 
 
 test-optimum: $(OPTIMUM)/installed  ## optimum loads the exported file: an environment of its own
 	cd model_build && ../$(OPTIMUM)/bin/pytest -m optimum
+
+# Each integration has an environment of its own: frameworks disagree about what they need.
+.venv-%/installed: pyproject.toml integrations/%/pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/pip install --quiet --upgrade "pip>=25.1"
+	.venv-$*/bin/pip install --quiet --editable . --editable integrations/$* \
+		--group dev --group integrations/$*/pyproject.toml:test
+	touch $@
+
+$(INTEGRATIONS:%=check-%): check-%: .venv-%/installed
+	.venv-$*/bin/pyright --project integrations/$* --pythonpath .venv-$*/bin/python
+	cd integrations/$* && ../../.venv-$*/bin/pytest
+
+check-integrations: $(INTEGRATIONS:%=check-%)  ## types and tests of every integration
