@@ -11,8 +11,6 @@ from guardrail_sdk._policy import Policy
 from guardrail_sdk._types import Category, Conversation, Message, Span, Stage, Verdict
 from guardrail_sdk.prompt import stage_of
 
-__all__ = ["FakeModel", "Scores"]
-
 Scores = Callable[[Stage, str], float | Mapping[Category, float]]
 """From a stage and the judged text to P(unsafe), or to a score by hazard."""
 
