@@ -1,8 +1,9 @@
-"""Small runs that settings are chosen by: a search, a curve of sizes, and what research data adds.
+"""Small runs that settings are chosen by: a search, curves of size and data, research data.
 
-All of them train on the same few rows and are measured on the validation split alone, so that
-they may guide a recipe: learning rate and frozen blocks (search), how much to prune (curve).
-What the rows marked `research` would add is shown, and never reaches weights that ship.
+They train on few rows and are measured on the validation split, so that they may guide a recipe:
+learning rate, frozen blocks and passes (search), how much to prune (curve), whether more rows
+would help (data). What the rows marked `research` would add is shown, and never reaches weights
+that ship.
 
     python -m guardrail_model_build.experiments search RECIPE --data DATA --out OUT
 
@@ -15,7 +16,7 @@ import argparse
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -26,7 +27,12 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from rich.console import Console
 from rich.table import Table
-from sklearn.metrics import average_precision_score, roc_curve
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_recall_curve,
+    roc_curve,
+)
 from torch import Tensor
 
 from guardrail_model_build import importance
@@ -40,10 +46,12 @@ from guardrail_model_build.prune import prune
 from guardrail_model_build.recipe import Recipe, Training
 from guardrail_model_build.train import fit, predict
 from guardrail_model_build.workspace import Workspace
+from guardrail_sdk import Stage
 from guardrail_sdk.evaluation import Row, read_rows
 
-Name = Literal["search", "curve", "research"]
+Name = Literal["search", "curve", "data", "research"]
 _FPR = 0.05
+_SIDE_OF: Mapping[str, Stage] = {"user": "input", "assistant": "output"}
 
 
 class Outcome(BaseModel):
@@ -61,6 +69,8 @@ class Outcome(BaseModel):
     """Average precision, by what was judged: `input`, `output`, or a file's name."""
     recall: dict[str, float]
     """Recall at a false-positive rate of 5 %."""
+    f1: dict[str, float]
+    """F1 at the threshold, one for prompts and one for responses, that is best on validation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +89,7 @@ def run(workspace: Workspace, name: Name) -> list[Outcome]:
     """Run every variant of an experiment that hasn't been run, and return all outcomes."""
     folder = workspace.stage("experiments") / name
     folder.mkdir(parents=True, exist_ok=True)
-    plans = {"search": _search, "curve": _curve, "research": _research}
+    plans = {"search": _search, "curve": _curve, "data": _data, "research": _research}
     outcomes: list[Outcome] = []
     for plan in plans[name](workspace):
         kept = folder / f"{_key(workspace, plan)}.json"
@@ -141,6 +151,19 @@ def _curve(workspace: Workspace) -> Iterator[Run]:
         )
 
 
+def _data(workspace: Workspace) -> Iterator[Run]:
+    """Fine-tune on growing shares of the rows, one pass each."""
+    rows = load_split(workspace.stage("data"), "train")
+    once = workspace.recipe.finetune.model_copy(update={"epochs": 1.0, "cycles": 1})
+    for share in workspace.recipe.experiments.shares:
+        yield Run(
+            name=f"{share:.3g} of the rows",
+            checkpoint=lambda: workspace.checkpoint("base"),
+            training=once,
+            rows=sample(rows, round(share * len(rows))),
+        )
+
+
 def _research(workspace: Workspace) -> Iterator[Run]:
     """Fine-tune on a subset of what may ship, and on the same with research rows beside it."""
     settings = workspace.recipe.experiments
@@ -191,6 +214,8 @@ def _outcome(workspace: Workspace, plan: Run, folder: Path) -> Outcome:
     )
     auprc: dict[str, float] = {}
     recall: dict[str, float] = {}
+    f1: dict[str, float] = {}
+    thresholds: dict[Stage, float] = {}
     for group, rows in _measured(workspace).items():
         unsafe = np.array([bool(row.unsafe) for row in rows])
         logits = predict(model, [encoder.encode(row) for row in rows])
@@ -198,6 +223,11 @@ def _outcome(workspace: Workspace, plan: Run, folder: Path) -> Outcome:
         auprc[group] = round(float(average_precision_score(unsafe, margins)), 4)
         rates, found, _ = roc_curve(unsafe, margins)
         recall[group] = round(float(found[rates <= _FPR].max()), 4)
+        sides = [_SIDE_OF[row.target] for row in rows]
+        # Validation comes first: what other files are measured at was chosen without them.
+        thresholds.setdefault(sides[0], _best_threshold(unsafe, margins))
+        flagged = margins >= np.array([thresholds[side] for side in sides])
+        f1[group] = round(float(f1_score(unsafe, flagged, zero_division=0)), 4)
     words = checkpoint.weights["model.embed_tokens.weight"].numel()
     total = sum(weight.numel() for weight in checkpoint.weights.values())
     timing = checkpoint.updated(model) if plan.timed else None
@@ -208,7 +238,15 @@ def _outcome(workspace: Workspace, plan: Run, folder: Path) -> Outcome:
         milliseconds=timing and _milliseconds(timing, folder, workspace.recipe),
         auprc=auprc,
         recall=recall,
+        f1=f1,
     )
+
+
+def _best_threshold(unsafe: NDArray[np.bool_], margins: NDArray[np.float32]) -> float:
+    precision, recall, thresholds = precision_recall_curve(unsafe, margins)
+    with np.errstate(invalid="ignore"):
+        f1 = np.nan_to_num(2 * precision * recall / (precision + recall))
+    return float(thresholds[f1[:-1].argmax()])
 
 
 def _teacher(workspace: Workspace, examples: Sequence[Example]) -> list[Tensor]:
@@ -257,16 +295,19 @@ def table(name: Name, outcomes: Sequence[Outcome]) -> Table:
     """Return the outcomes as a table."""
     shown = Table(title=name)
     groups = list(outcomes[0].auprc)
-    columns = ("run", "parameters", "ms", *(f"{g} AUPRC" for g in groups), *groups)
+    measures = ("AUPRC", "recall", "F1")
+    columns = ("run", "parameters", "tokens", "ms", *(f"{g} {m}" for m in measures for g in groups))
     for column in columns:
         shown.add_column(column)
     for outcome in outcomes:
         shown.add_row(
             outcome.name,
             f"{outcome.parameters / 1e6:.1f} M",
+            f"{outcome.tokens / 1e6:.2f} M",
             "" if outcome.milliseconds is None else f"{outcome.milliseconds:g}",
             *(f"{outcome.auprc[group]:.3f}" for group in groups),
             *(f"{outcome.recall[group]:.3f}" for group in groups),
+            *(f"{outcome.f1[group]:.3f}" for group in groups),
         )
     return shown
 
@@ -290,7 +331,7 @@ def main(argv: list[str] | None = None) -> None:
     path = workspace.stage("experiments") / f"{arguments.name}.json"
     path.write_text(json.dumps([one.model_dump() for one in outcomes], indent=2) + "\n")
     Console().print(table(arguments.name, outcomes))
-    Console().print("Recall (right-hand columns) is at a false-positive rate of 5 %.")
+    Console().print("Recall is at a false-positive rate of 5 %, F1 at validation's best threshold.")
 
 
 if __name__ == "__main__":

@@ -121,6 +121,8 @@ class Experiments(_Strict):
     search: tuple[dict[str, float], ...] = ()
     """Fine-tuning settings that differ from the recipe's."""
     curve: tuple[Size, ...] = ()
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = ()
+    """How much of the training rows each point of the curve of data learns from."""
 
 
 class Limits(_Strict):

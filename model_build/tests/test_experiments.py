@@ -24,6 +24,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "tokens": 800,
         "search": [{"learning_rate": 1e-9}],
         "curve": [{"blocks": 3, "mlp": 128}, {"blocks": 1, "mlp": 32}],
+        "shares": [0.25, 1],
     }
     workspace = Workspace(
         recipe=Recipe.model_validate(recipe.model_dump() | {"experiments": plan}),
@@ -46,6 +47,30 @@ def test_the_curve_prunes_to_every_size_on_as_many_tokens(measured: Workspace) -
     assert whole.tokens == small.tokens <= 800
     assert whole.milliseconds is not None
     assert whole.milliseconds > 0
+
+
+def test_the_curve_of_data_reads_each_share_of_the_rows_once(measured: Workspace) -> None:
+    quarter, whole = experiments.run(measured, "data")
+    assert (
+        whole.tokens
+        == json.loads((measured.stage("teacher") / "stage.json").read_text())["metrics"]["tokens"]
+        / measured.recipe.finetune.epochs
+    )
+    assert 0.15 < quarter.tokens / whole.tokens < 0.35
+
+
+def test_f1_is_taken_at_the_threshold_that_is_best_on_validation(measured: Workspace) -> None:
+    usual, none = experiments.run(measured, "search")
+    rows = [
+        row
+        for row in experiments.load_split(measured.stage("data"), "validation")
+        if row.target == "user" and row.unsafe is not None
+    ]
+    unsafe = sum(bool(row.unsafe) for row in rows)
+    # Flagging everything is always possible, so that the best threshold does at least as well.
+    everything = 2 * unsafe / (len(rows) + unsafe)
+    assert none.f1["input"] >= round(everything, 4) - 1e-4
+    assert usual.f1["input"] > everything + 0.05
 
 
 def test_research_rows_are_only_in_the_second_run(measured: Workspace) -> None:
