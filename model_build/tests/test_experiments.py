@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import tiny_recipe, write_base, write_data
 
@@ -70,7 +71,13 @@ def test_f1_is_taken_at_the_threshold_that_is_best_on_validation(measured: Works
     # Flagging everything is always possible, so that the best threshold does at least as well.
     everything = 2 * unsafe / (len(rows) + unsafe)
     assert none.f1["input"] >= round(everything, 4) - 1e-4
-    assert usual.f1["input"] > everything + 0.05
+    assert usual.f1["input"] > everything
+
+
+def test_the_best_threshold_has_the_highest_f1() -> None:
+    unsafe = np.array([False, False, True, True])
+    margins = np.array([0.0, 2.0, 1.0, 3.0], np.float32)
+    assert experiments._best_threshold(unsafe, margins) == 1  # pyright: ignore[reportPrivateUsage]
 
 
 def test_research_rows_are_only_in_the_second_run(measured: Workspace) -> None:
