@@ -28,14 +28,18 @@ from guardrail_sdk import (
     Category,
     CategoryRule,
     CheckEvent,
+    CheckResult,
     ConfigError,
     Decision,
+    DefaultCodec,
     Guard,
     Hooks,
     Message,
     MessageError,
     Policy,
+    Stage,
 )
+from guardrail_sdk._codec import Args, Kwargs
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import REDACTED
@@ -634,3 +638,53 @@ async def test_a_real_models_stream_ends_before_the_window_that_it_blocks(
     assert [decision.action for decision in decisions] == [Action.BLOCK]
     unguarded = Guard(model, Policy(input_threshold=1.0, output_threshold=1.0)).wrap(chat)
     assert await result_of(unguarded("What do you think?")) == SENTENCES
+
+
+@everything
+@pytest.mark.asyncio
+async def test_a_stage_that_is_not_asked_for_is_not_judged(function: Chat) -> None:
+    model = FakeModel(["bomb"])
+    asked = Guard(model=model).wrap(function, stages=("input",))
+    answered = Guard(model=model).wrap(function, stages=("output",))
+
+    assert "".join(map(str, await result_of(asked("hello", answer="a bomb")))) == "a bomb"
+    assert "".join(map(str, await result_of(answered("a bomb", answer="fine")))) == "fine"
+    judged = [[message.content for message in seen] for seen in model.seen]
+    assert judged == [["hello"], ["a bomb", "fine"]]
+    with pytest.raises(Blocked):
+        await result_of(asked("a bomb"))
+    with pytest.raises(Blocked):
+        await result_of(answered("hello", answer="a bomb"))
+
+
+def test_an_output_alone_needs_no_input() -> None:
+    class Alone(DefaultCodec):
+        def read_input(self, args: Args, kwargs: Kwargs) -> list[Message]:
+            return []
+
+    def answers() -> Iterator[str]:
+        yield from ("fine. ", "A bomb.")
+
+    with pytest.raises(Blocked):
+        list(guard.wrap(answers, codec=Alone(), stages=("output",))())
+    with pytest.raises(MessageError):
+        list(guard.wrap(answers, codec=Alone())())
+
+
+@pytest.mark.parametrize("stages", [(), ("inputs",), ("input", "tool")])
+def test_stages_are_known(stages: tuple[Stage, ...]) -> None:
+    with pytest.raises(ConfigError, match="stages"):
+        guard.wrap(plain, stages=stages)
+
+
+@everything
+@pytest.mark.asyncio
+async def test_each_outcome_is_told(function: Chat) -> None:
+    told: list[CheckResult] = []
+    flagged = Decision(action=Action.FLAG, category=None, reason="hook")
+    hooks = Hooks(after_input=lambda event, result: flagged)
+    guarded = Guard(model=FakeModel(["bomb"]), hooks=hooks).wrap(function, on_check=told.append)
+
+    with pytest.raises(Blocked):
+        await result_of(guarded("hello", answer="a bomb"))
+    assert [result.decision.action for result in told] == [Action.FLAG, Action.BLOCK]

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 from guardrail_sdk._codec import Args, Codec, Kwargs
 from guardrail_sdk._errors import Blocked, ConfigError, EngineError, GuardrailError, MessageError
@@ -25,9 +25,12 @@ from guardrail_sdk._types import (
     Decision,
     Message,
     Span,
+    Stage,
     Verdict,
 )
 from guardrail_sdk.prompt import stage_of
+
+BOTH_STAGES: Final[tuple[Stage, Stage]] = ("input", "output")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +123,21 @@ class Checks:
     Attributes:
         policy: What a verdict or a failure leads to.
         hooks: The user's functions around each check.
+        on_check: What is told each outcome; None for nobody.
     """
 
     policy: Policy
     hooks: Hooks
+    on_check: Callable[[CheckResult], object] | None = None
 
     def check(self, conversation: Conversation, *, offset: int = 0) -> Flow[CheckResult]:
         """Check the last message, which begins `offset` characters into what it is part of."""
+        result = yield from self._decide(conversation, offset)
+        if self.on_check is not None:
+            self.on_check(result)
+        return result
+
+    def _decide(self, conversation: Conversation, offset: int) -> Flow[CheckResult]:
         stage = stage_of(conversation)
         event = CheckEvent(stage=stage, conversation=tuple(conversation))
         before, after = self.hooks.before(stage), self.hooks.after(stage)
@@ -187,12 +198,15 @@ class GuardedCall:
         checks: The checks of its input and output.
         codec: What reads and redacts them.
         on_block: What gives the value in place of a blocked one; None to raise `Blocked`.
+        parallel: Whether to call the function while its input is judged.
+        stages: What is judged.
     """
 
     checks: Checks
     codec: Codec
     on_block: OnBlock | None
     parallel: bool = False
+    stages: Collection[Stage] = BOTH_STAGES
 
     def converse(self, chat_fn: Callable[..., object], args: Args, kwargs: Kwargs) -> Flow[object]:
         """Judge the input, call `chat_fn`, judge what it returns."""
@@ -344,7 +358,9 @@ class GuardedCall:
         return redacted
 
     def _chunk_text(self, chunk: object) -> str:
-        return "" if chunk is None else _checked_text(self.codec.read_output(chunk))
+        if chunk is None or "output" not in self.stages:
+            return ""
+        return _checked_text(self.codec.read_output(chunk))
 
     def _admit(self, args: Args, kwargs: Kwargs) -> Flow[Admitted | Blocked]:
         """Read the input now, and return the flow that judges it."""
@@ -354,6 +370,8 @@ class GuardedCall:
         self, conversation: list[Message], args: Args, kwargs: Kwargs
     ) -> Flow[Admitted | Blocked]:
         """Judge every message that is new to the model: those since an assistant last spoke."""
+        if "input" not in self.stages:
+            return Admitted(args, kwargs, tuple(conversation))
         last = len(conversation) - 1
         for index in _new_messages(conversation):
             asked = replace(conversation[index], role="user")
@@ -373,6 +391,8 @@ class GuardedCall:
 
     def _release(self, value: object, conversation: Conversation) -> Flow[object]:
         """Judge a whole output; return it, its redacted copy, or the block."""
+        if "output" not in self.stages:
+            return value
         text = _checked_text(self.codec.read_output(value))
         judged = [*conversation, Message(role="assistant", content=text)]
         result = yield from self.checks.check(judged)

@@ -7,10 +7,12 @@ from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
     Callable,
+    Collection,
     Coroutine,
     Generator,
     Iterator,
 )
+from dataclasses import replace
 from pathlib import Path
 from typing import ParamSpec, TypeVar, overload
 
@@ -18,13 +20,13 @@ from guardrail_sdk._codec import Codec, DefaultCodec
 from guardrail_sdk._drive import Driver
 from guardrail_sdk._errors import ConfigError
 from guardrail_sdk._expand import Kernel
-from guardrail_sdk._flow import Checks, GuardedCall, OnBlock
+from guardrail_sdk._flow import BOTH_STAGES, Checks, GuardedCall, OnBlock
 from guardrail_sdk._hooks import Hooks
 from guardrail_sdk._judge import Judge
 from guardrail_sdk._kernel import KERNELS
 from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import Policy
-from guardrail_sdk._types import CheckResult, Decision
+from guardrail_sdk._types import CheckResult, Decision, Stage
 from guardrail_sdk._wrap import Wrapping
 from guardrail_sdk.artifact import find_artifact
 
@@ -96,6 +98,11 @@ class Guard:
         """What gives the verdicts."""
         return self._driver.judge
 
+    @property
+    def codec(self) -> Codec:
+        """How messages and answers are read, unless a wrapped function has a codec of its own."""
+        return self._codec
+
     async def check(self, messages: object) -> CheckResult:
         """Check the last message of a conversation, without blocking the event loop.
 
@@ -133,6 +140,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: None = None,
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, ReturnT]: ...
     @overload
     def wrap(
@@ -142,6 +151,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, Coroutine[object, object, ReturnT | BlockT]]: ...
     @overload
     def wrap(
@@ -151,6 +162,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, Generator[YieldT | BlockT, SendT, ReturnT | None]]: ...
     @overload
     def wrap(
@@ -160,6 +173,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, AsyncGenerator[YieldT | BlockT, SendT]]: ...
     @overload
     def wrap(
@@ -169,6 +184,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, Iterator[YieldT | BlockT]]: ...
     @overload
     def wrap(
@@ -178,6 +195,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, AsyncIterator[YieldT | BlockT]]: ...
     @overload
     def wrap(
@@ -187,6 +206,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: Callable[[Decision], BlockT],
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[P, ReturnT | BlockT]: ...
     def wrap(
         self,
@@ -195,6 +216,8 @@ class Guard:
         codec: Codec | None = None,
         on_block: OnBlock | None = None,
         parallel: bool = False,
+        stages: Collection[Stage] = BOTH_STAGES,
+        on_check: Callable[[CheckResult], None] | None = None,
     ) -> Callable[..., object]:
         """Return `chat_fn` guarded: the same kind of function, with the same signature.
 
@@ -215,20 +238,32 @@ class Guard:
                 besides, such as calling tools itself or writing to a database, can't be held: it
                 may have happened. It may not leave a cancel scope or task group open when it
                 returns a stream or at its first `yield`.
+            stages: What to judge: what goes in, what comes out, or both. Without `input`, what the
+                codec reads there is only the output's context, and may be empty. For adapters that
+                stand on one side of a model, or judge its input elsewhere.
+            on_check: A plain function to call with the outcome of each check of this function,
+                after the guard's own hooks. For adapters that pass verdicts on.
 
         Raises:
-            ConfigError: If `chat_fn` can't be called, a hook is async and `chat_fn` is not, or
-                `parallel` is asked of a sync function.
+            ConfigError: If `chat_fn` can't be called, a hook is async and `chat_fn` is not,
+                `parallel` is asked of a sync function, or `stages` holds anything else.
         """
         if not callable(chat_fn):
             raise ConfigError(f"{type(chat_fn).__name__} can't be called: wrap a chat function.")
-        if self.policy.stream == "flag" and self._checks.hooks.after("output") is None:
+        if not stages or not set(stages) <= set(BOTH_STAGES):
+            raise ConfigError("stages must hold `input`, `output` or both.")
+        if (
+            self.policy.stream == "flag"
+            and "output" in stages
+            and self._checks.hooks.after("output") is None
+        ):
             raise ConfigError(
                 "The policy's stream is flag, which blocks no stream and only reports: pass a "
                 "hook after_output that takes the reports, or use hold or lookbehind."
             )
         call = GuardedCall(
-            checks=self._checks,
+            checks=replace(self._checks, on_check=on_check),
+            stages=frozenset(stages),
             codec=codec or self._codec,
             on_block=on_block,
             parallel=parallel,
