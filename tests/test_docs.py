@@ -34,7 +34,7 @@ PAGES = sorted(
         ROOT / "README.md",
         ROOT / "model_build" / "README.md",
         ROOT / "integrations" / "README.md",
-        *DOCS.glob("*.md"),
+        *DOCS.rglob("*.md"),
     )
     if path.exists()
 )
