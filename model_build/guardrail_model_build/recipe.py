@@ -77,9 +77,6 @@ class Training(_Strict):
 
     learning_rate: float
     epochs: float = 1.0
-    """Passes over the rows in one cycle."""
-    cycles: Annotated[int, Field(ge=1)] = 1
-    """How often the learning rate rises and falls; a cycle goes on from the last one's weights."""
     batch_tokens: int = 1536
     warmup_share: _Share = 0.1
     weight_decay: float = 0.01

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -27,8 +25,6 @@ from guardrail_sdk.prompt import TemplateId
 
 _SAVE_EVERY = 100
 _CLIP = 1.0
-_NEXT_CYCLE = 100
-"""Added to the seed, so that no cycle repeats another's order of rows."""
 
 
 def fit(
@@ -44,11 +40,9 @@ def fit(
 ) -> dict[str, float]:
     """Train `model` in place and return what it took: steps, tokens, first and last loss.
 
-    AdamW, linear warm-up and decay, gradients clipped at norm 1; a further cycle starts with both
-    afresh from the weights the last one ended at (Loshchilov and Hutter, arXiv 1608.03983).
-    Progress is saved in `folder` every hundred steps, and a run that was stopped goes on from
-    there with the same result but for the order of floating-point sums; progress of a run with
-    other settings or rows is not used.
+    AdamW, linear warm-up and decay, gradients clipped at norm 1. Progress is saved in `folder`
+    every hundred steps, and a run that was stopped goes on from there with the same result but
+    for the order of floating-point sums; progress of a run with other settings or rows is not used.
 
     Args:
         model: The model; `frozen_blocks` of it don't move.
@@ -62,17 +56,13 @@ def fit(
     """
     model.freeze(training.frozen_blocks)
     model.train()
-    cycles = [
-        _plan(examples, training, seed + _NEXT_CYCLE * cycle) for cycle in range(training.cycles)
-    ]
-    plan = [batch for cycle in cycles for batch in cycle]
-    starts = list(accumulate((len(cycle) for cycle in cycles), initial=0))
+    plan = _plan(examples, training, seed)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     optimiser = torch.optim.AdamW(
         trained, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: _rate(step, starts, training.warmup_share)
+        optimiser, lambda step: _rate(step, len(plan), training.warmup_share)
     )
     saved = folder / f"progress-{_key(model, template, examples, training, seed)}.pt"
     for stale in folder.glob("progress-*.pt"):
@@ -88,8 +78,6 @@ def fit(
     with _bar() as bar:
         task = bar.add_task(title, total=len(plan), completed=len(losses), loss=math.nan)
         for batch in plan[len(losses) :]:
-            if len(losses) in starts:
-                optimiser.state.clear()
             losses.append(_step(model, template, batch, training, teacher, trained))
             optimiser.step()
             schedule.step()
@@ -167,13 +155,7 @@ def _step(
     return value
 
 
-def _rate(step: int, starts: Sequence[int], warmup_share: float) -> float:
-    """Return the share of the learning rate at `step`.
-
-    `starts` are the steps at which cycles begin, and the one at which the run ends.
-    """
-    cycle = min(bisect_right(starts, step), len(starts) - 1)
-    step, steps = step - starts[cycle - 1], starts[cycle] - starts[cycle - 1]
+def _rate(step: int, steps: int, warmup_share: float) -> float:
     warmup = max(1, round(steps * warmup_share))
     if step < warmup:
         return (step + 1) / warmup

@@ -53,40 +53,38 @@ def test_the_verdict_is_learned(tmp_path: Path) -> None:
     assert all((margin > 0) == (number % 2 == 1) for number, margin in enumerate(margins))
 
 
-def _run(folder: Path, rate: float = 2e-3, cycles: int = 1) -> dict[str, torch.Tensor]:
+def _run(folder: Path, rate: float = 2e-3) -> dict[str, torch.Tensor]:
     folder.mkdir(exist_ok=True)
     model = tiny_checkpoint("compact").model()
-    training = TRAINING.model_copy(update={"learning_rate": rate, "cycles": cycles})
+    training = TRAINING.model_copy(update={"learning_rate": rate})
     train.fit(
         model, "compact", _examples(), training, teacher=None, folder=folder, seed=1, title="t"
     )
     return dict(model.state_dict())
 
 
-def _stop_at_step(
-    last: int, folder: Path, monkeypatch: pytest.MonkeyPatch, cycles: int = 1
-) -> None:
+def _stop_at_the_eighth_step(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     step, calls = train._step, 0  # pyright: ignore[reportPrivateUsage]
 
-    def stop(*arguments: Any) -> float:
+    def stop_at_the_eighth(*arguments: Any) -> float:
         nonlocal calls
         calls += 1
-        if calls == last:
+        if calls == 8:
             raise KeyboardInterrupt
         return step(*arguments)
 
     monkeypatch.setattr(train, "_SAVE_EVERY", 3)
     with monkeypatch.context() as patched:
-        patched.setattr(train, "_step", stop)
+        patched.setattr(train, "_step", stop_at_the_eighth)
         with pytest.raises(KeyboardInterrupt):
-            _run(folder, cycles=cycles)
+            _run(folder)
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = _run(tmp_path / "whole")
-    _stop_at_step(8, tmp_path / "stopped", monkeypatch)
+    _stop_at_the_eighth_step(tmp_path / "stopped", monkeypatch)
     resumed = _run(tmp_path / "stopped")
     for name, weight in whole.items():
         torch.testing.assert_close(resumed[name], weight)
@@ -97,32 +95,10 @@ def test_progress_of_a_run_with_other_settings_is_not_taken_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = _run(tmp_path / "fresh", 1e-3)
-    _stop_at_step(8, tmp_path / "stopped", monkeypatch)
+    _stop_at_the_eighth_step(tmp_path / "stopped", monkeypatch)
     other = _run(tmp_path / "stopped", 1e-3)
     for name, weight in fresh.items():
         torch.testing.assert_close(other[name], weight)
-
-
-def test_each_cycle_is_a_run_of_its_own_from_where_the_last_ended(tmp_path: Path) -> None:
-    model = tiny_checkpoint("compact").model()
-    for start in (1, 1 + train._NEXT_CYCLE):  # pyright: ignore[reportPrivateUsage]
-        train.fit(
-            model, "compact", _examples(), TRAINING,
-            teacher=None, folder=tmp_path, seed=start, title="t",
-        )  # fmt: skip
-    for name, weight in _run(tmp_path, cycles=2).items():
-        torch.testing.assert_close(weight, model.state_dict()[name])
-
-
-@pytest.mark.parametrize("last", [8, 13, 20])
-def test_a_run_goes_on_within_any_of_its_cycles(
-    last: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = _run(tmp_path / "whole", cycles=2)
-    _stop_at_step(last, tmp_path / "stopped", monkeypatch, cycles=2)
-    resumed = _run(tmp_path / "stopped", cycles=2)
-    for name, weight in whole.items():
-        torch.testing.assert_close(resumed[name], weight)
 
 
 def test_frozen_blocks_and_the_embedding_stay(tmp_path: Path) -> None:
