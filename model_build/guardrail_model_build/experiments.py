@@ -154,7 +154,7 @@ def _curve(workspace: Workspace) -> Iterator[Run]:
 def _data(workspace: Workspace) -> Iterator[Run]:
     """Fine-tune on growing shares of the rows, one pass each."""
     rows = load_split(workspace.stage("data"), "train")
-    once = workspace.recipe.finetune.model_copy(update={"epochs": 1.0, "cycles": 1})
+    once = workspace.recipe.finetune.model_copy(update={"epochs": 1.0})
     for share in workspace.recipe.experiments.shares:
         yield Run(
             name=f"{share:.3g} of the rows",

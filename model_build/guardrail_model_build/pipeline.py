@@ -52,7 +52,7 @@ STAGES: dict[str, Stage] = {
     "teacher": Stage(
         finetune.run,
         ("base", "data"),
-        lambda recipe: (recipe.finetune, recipe.student_rows or 0, recipe.seed),
+        lambda recipe: (recipe.finetune, recipe.teachers, recipe.student_rows or 0, recipe.seed),
     ),
     "importance": Stage(
         importance.run, ("data", "teacher"), lambda recipe: (recipe.prune.calibration_rows,)

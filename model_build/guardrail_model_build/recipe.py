@@ -191,6 +191,9 @@ class Recipe(_Strict):
     block_size: Literal[16, 32, 64, 128, 256] = 32
     data: Data
     finetune: Training
+    teachers: Annotated[int, Field(ge=1)] = 1
+    """How many teachers are fine-tuned, each in an order of its own: their weights and their logits
+    are averaged. Differently ordered runs from one base err differently, and their mean less."""
     prune: Prune
     student_rows: int | None = None
     """How many training rows the student learns from, spread over the sources; None for all."""

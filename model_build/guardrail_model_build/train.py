@@ -64,7 +64,7 @@ def fit(
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: _rate(step, len(plan), training.warmup_share)
     )
-    saved = folder / f"progress-{_key(model, template, examples, training, seed)}.pt"
+    saved = folder / f"progress-{run_key(model, template, examples, training, seed)}.pt"
     for stale in folder.glob("progress-*.pt"):
         if stale != saved:
             stale.unlink()
@@ -99,6 +99,21 @@ def fit(
         "first_loss": sum(losses[:tenth]) / tenth,
         "last_loss": sum(losses[-tenth:]) / tenth,
     }
+
+
+def run_key(
+    model: Model,
+    template: TemplateId,
+    examples: Sequence[Example],
+    training: Training,
+    seed: int,
+) -> str:
+    """Return a hash of what decides how a run goes, but for the values of the first weights."""
+    digest = hashlib.sha256(f"{model.config} {template} {training} {seed}".encode())
+    for example in examples:
+        digest.update(f"{example.id} {example.ids} {example.weight}".encode())
+        digest.update(example.labels.numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def predict(model: Model, examples: Sequence[Example], *, batch_tokens: int = 4096) -> list[Tensor]:
@@ -160,21 +175,6 @@ def _rate(step: int, steps: int, warmup_share: float) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return max(0.0, (steps - step) / max(1, steps - warmup))
-
-
-def _key(
-    model: Model,
-    template: TemplateId,
-    examples: Sequence[Example],
-    training: Training,
-    seed: int,
-) -> str:
-    """Return a hash of what decides how a run goes, but for the values of the first weights."""
-    digest = hashlib.sha256(f"{model.config} {template} {training} {seed}".encode())
-    for example in examples:
-        digest.update(f"{example.id} {example.ids} {example.weight}".encode())
-        digest.update(example.labels.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _save(

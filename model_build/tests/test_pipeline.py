@@ -6,15 +6,21 @@ import gzip
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from conftest import tiny_recipe, write_base, write_data
+from torch import Tensor
 
+from guardrail_model_build import finetune
+from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.cli import main
 from guardrail_model_build.pipeline import STAGES, build
 from guardrail_model_build.recipe import Recipe
 from guardrail_model_build.reports import DataReport, EvaluationReport
 from guardrail_model_build.thresholds import SIDES
+from guardrail_model_build.train import fit
 from guardrail_model_build.workspace import Workspace
 from guardrail_sdk.artifact import open_artifact
 from guardrail_sdk.prompt import TemplateId, template
@@ -165,3 +171,41 @@ def test_the_command_stops_where_it_is_told(tmp_path: Path) -> None:
     main([str(recipe), "--data", str(data), "--out", str(out), "--until", "data"])
     assert (out / "data" / "train.jsonl.gz").exists()
     assert not (out / "teacher").exists()
+
+
+def test_several_teachers_are_averaged_and_a_finished_one_is_not_taught_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny_recipe(write_base(tmp_path / "pretrained", "segments"), "segments")
+    data = write_data(tmp_path / "data")
+
+    def taught(teachers: int, out: str) -> Path:
+        asked = Recipe.model_validate(recipe.model_dump() | {"teachers": teachers})
+        workspace = Workspace(recipe=asked, data=(data,), folder=tmp_path / out)
+        build(workspace, until="teacher")
+        return workspace.stage("teacher")
+
+    def weights(folder: Path) -> Tensor:
+        return Checkpoint.load(folder).weights["head.weight"]
+
+    one = taught(1, "out")
+    alone, alone_logits = weights(one), torch.load(one / "logits.pt")
+    titles: list[str] = []
+    monkeypatch.setattr(
+        finetune,
+        "fit",
+        lambda *given, **named: titles.append(named["title"]) or fit(*given, **named),
+    )
+    two = taught(2, "out")
+    assert titles == ["fine-tuning teacher 2"]
+    members = [weights(path.parent) for path in two.glob("*/metrics.json")]
+    assert len(members) == 2
+    torch.testing.assert_close(weights(two), (members[0] + members[1]) / 2)
+    assert not torch.equal(members[0], members[1])
+    assert any(torch.equal(member, alone) for member in members)
+    logits = torch.load(two / "logits.pt")
+    assert logits.keys() == alone_logits.keys()
+    # Of outputs, not of weights: the mean model's own logits are others.
+    other = {name: 2 * mean - alone_logits[name] for name, mean in logits.items()}
+    assert all(float((other[name] - mean).abs().max()) < 20 for name, mean in logits.items())
+    assert any(not torch.equal(other[name], mean) for name, mean in logits.items())

@@ -90,7 +90,7 @@ class Conformance(ABC):
             assert model.calls == 0, mode
 
     def test_a_blocked_output_is_not_told(self) -> None:
-        """However the answer is cut: nothing from its unsafe word on is told, it ends in a block."""
+        """However it is cut: nothing from its unsafe word on is told, and it ends in a block."""
         for mode in self.modes:
             for size in (1, 3, 50, 10_000):
                 model = ScriptedModel(_pieces(f"{_SAFE}Now the {_BAD}. {_SENTENCE}", size))
@@ -252,15 +252,15 @@ class Conformance(ABC):
         task = asyncio.create_task(self._tell_async(mode, guard, model, _PROMPT, lambda _: None))
         deadline = time.monotonic() + _PATIENCE_S
         # By the second piece the answer is well under way, and the model waits.
-        while model.sent < 2 and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - it may be sent in another thread
+        while model.sent < 2 and time.monotonic() < deadline:  # noqa: ASYNC110 - maybe in a thread
+            await asyncio.sleep(0.005)
         task.cancel()
         await asyncio.wait([task], timeout=_PATIENCE_S)
         assert task.cancelled(), f"{mode}: the cancelled task did not end in its cancellation"
         # The loop's own end would cancel what was left running; a server finds out when it sends.
         model.go.set()
-        while not model.ended.is_set() and time.monotonic() < deadline:
-            await asyncio.sleep(0.005)  # noqa: ASYNC110 - it may end in another thread
+        while not model.ended.is_set() and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
 
     async def _loop_lag(self, mode: Mode, guard: Guard, model: ScriptedModel) -> float:
         """Return the longest time for which the loop ran nothing, in seconds."""
