@@ -6,7 +6,6 @@ import gzip
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
