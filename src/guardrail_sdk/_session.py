@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Beyond this many threads a guard's small matrices gain little and take cores from the app.
 _MOST_THREADS: Final = 8
 _WEIGHTS_FOLDER: Final = "session.model_external_initializers_file_folder_path"
+_NO_TELEMETRY: Final = "ORT_DISABLE_TELEMETRY"
 _CPUS: Final = Path("/sys/devices/system/cpu")
 
 
@@ -154,6 +155,9 @@ def runtime_version() -> str:
 
 
 def _onnxruntime() -> _Onnxruntime:
+    # A guard reports to nobody. Since 1.29 onnxruntime does, unless told otherwise before it is
+    # imported; and a forked child waits at its end for the thread that would have.
+    os.environ.setdefault(_NO_TELEMETRY, "1")
     return cast("_Onnxruntime", import_module("onnxruntime"))
 
 
