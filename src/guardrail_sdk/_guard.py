@@ -23,12 +23,9 @@ from guardrail_sdk._expand import Kernel
 from guardrail_sdk._flow import BOTH_STAGES, Checks, GuardedCall, OnBlock
 from guardrail_sdk._hooks import Hooks
 from guardrail_sdk._judge import Judge
-from guardrail_sdk._kernel import KERNELS
-from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import Policy
 from guardrail_sdk._types import CheckResult, Decision, Stage
 from guardrail_sdk._wrap import Wrapping
-from guardrail_sdk.artifact import find_artifact
 
 CONFIG_VARIABLE = "GUARDRAIL_CONFIG"
 
@@ -82,6 +79,8 @@ class Guard:
     ) -> None:
         policy = _policy(policy)
         judge = _judge(model, kernel)
+        from guardrail_sdk._local import LocalModel
+
         if isinstance(judge, LocalModel):
             judge.require_preset(policy.preset)
         self._codec = codec or DefaultCodec()
@@ -289,6 +288,11 @@ def _hooks(hooks: object) -> Hooks:
 
 
 def _judge(model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None) -> Judge:
+    # The local model is a large part of the package: it loads with the first guard.
+    from guardrail_sdk._kernel import KERNELS
+    from guardrail_sdk._local import LocalModel
+    from guardrail_sdk.artifact import find_artifact
+
     if kernel is not None and kernel not in KERNELS:
         raise ConfigError(f"kernel is {kernel!r}: use {', '.join(KERNELS)}, or None.")
     if model is None or isinstance(model, str | os.PathLike):

@@ -8,7 +8,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from guardrail_sdk._errors import ConfigError
@@ -76,6 +75,8 @@ class Policy(BaseModel):
         Raises:
             ConfigError: If the file can't be read or a key or value is wrong; names the key path.
         """
+        import yaml
+
         try:
             data = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
