@@ -1,5 +1,6 @@
-"""What all tests share: properties without a time limit, one kernel, and a cache of their own."""
+"""What all tests share: event loops, properties without a time limit, one kernel, a cache."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -17,3 +18,18 @@ def same_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("GUARDRAIL_KERNEL", "int4")
         patch.setenv("GUARDRAIL_CACHE", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+no_uvloop = pytest.mark.skipif(sys.platform == "win32", reason="uvloop doesn't run there")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop", marks=no_uvloop),
+        pytest.param(("trio", {}), id="trio"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Run every test that is marked `anyio` on each event loop that guards support."""
+    return request.param

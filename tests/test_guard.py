@@ -38,7 +38,6 @@ from guardrail_sdk.testing import FakeModel
 
 DATA = Path(__file__).parent / "data"
 CANARY = "c4n4ry"
-both = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
 def decision(action: Action) -> Decision:
@@ -69,7 +68,6 @@ def test_langchain_messages_are_judged() -> None:
     assert guard.check_sync([HumanMessage("hi"), AIMessage("a bomb")]).blocked
 
 
-@both
 @pytest.mark.anyio
 async def test_check_gives_what_check_sync_gives() -> None:
     guard = Guard(model=FakeModel(["bomb"]))
@@ -156,7 +154,6 @@ def test_strict_blocks_what_balanced_lets_through(tmp_path: Path, name: str) -> 
     )
 
 
-@both
 @pytest.mark.anyio
 async def test_a_deadline_ends_a_check_that_is_judging() -> None:
     gate = Event()
@@ -175,7 +172,6 @@ async def test_a_deadline_ends_a_check_that_is_judging() -> None:
     assert "EngineTimeout" in result.decision.reason
 
 
-@both
 @pytest.mark.anyio
 async def test_the_deadline_includes_waiting_for_a_thread() -> None:
     gate = Event()
@@ -197,7 +193,6 @@ def test_a_deadline_ends_a_sync_check() -> None:
     assert "EngineTimeout" in guard.check_sync("hi").decision.reason
 
 
-@both
 @pytest.mark.anyio
 async def test_a_cancelled_check_tells_the_model_to_stop() -> None:
     budgets: list[Budget] = []
@@ -220,7 +215,6 @@ async def test_a_cancelled_check_tells_the_model_to_stop() -> None:
     assert stopped.wait(10)
 
 
-@both
 @pytest.mark.anyio
 async def test_many_checks_at_once_use_few_threads_and_never_the_loops() -> None:
     running: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from threading import Event
 
@@ -20,8 +21,6 @@ from guardrail_sdk import (
     Policy,
 )
 from guardrail_sdk.testing import FakeModel
-
-pytestmark = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 PATIENCE_S = 5
 
@@ -301,6 +300,27 @@ async def test_cancelling_the_guarded_call_cancels_the_function_and_its_check() 
     assert scope.cancelled_caught
     assert bot.cancelled
     assert len(model.seen) == 1
+
+
+@pytest.mark.asyncio
+async def test_cancelling_a_task_while_its_blocked_call_cleans_up_is_not_lost() -> None:
+    cleaning = asyncio.Event()
+
+    async def slow_to_end(prompt: str) -> str:
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            cleaning.set()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(0.1)
+        return "never"
+
+    safe = Guard(model=FakeModel(["bomb"])).wrap(slow_to_end, parallel=True)
+    task = asyncio.create_task(safe("a bomb"))
+    await asyncio.wait_for(cleaning.wait(), PATIENCE_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 @pytest.mark.anyio

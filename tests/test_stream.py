@@ -229,7 +229,6 @@ def test_flag_reports_what_has_left_when_the_source_fails() -> None:
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 async def test_flag_reports_what_has_left_when_the_reader_is_cancelled() -> None:
     guard, flagged = flagging()
 
@@ -468,7 +467,6 @@ def test_a_block_closes_the_source() -> None:
     assert source.ended == ["closed"]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.anyio
 async def test_closing_the_guarded_async_generator_closes_the_source() -> None:
     source = Closing()
@@ -480,7 +478,6 @@ async def test_closing_the_guarded_async_generator_closes_the_source() -> None:
     assert source.ended == ["closed"]
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 @pytest.mark.anyio
 async def test_a_cancelled_async_stream_closes_the_source() -> None:
     source = Closing()

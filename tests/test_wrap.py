@@ -52,7 +52,6 @@ redacting = Guard(
     model=FakeModel(["bomb"]),
     policy=Policy(categories=(CategoryRule(id=Category.S2, action=Action.REDACT),)),
 )
-both = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])
 
 
 def plain(prompt: str, *, answer: str = "fine") -> str:
@@ -156,7 +155,6 @@ def test_the_same_kind_comes_back(function: Chat, shape: Callable[[Chat], Chat])
 
 @everything
 @every_shape
-@both
 @pytest.mark.anyio
 async def test_what_is_allowed_passes(function: Chat, shape: Callable[[Chat], Chat]) -> None:
     guarded = guard.wrap(shape(function))
@@ -384,7 +382,6 @@ def decorated(function: Callable[..., Awaitable[str]]) -> Callable[..., Awaitabl
     return wrapper
 
 
-@both
 @pytest.mark.anyio
 async def test_a_decorated_async_function_is_judged_off_the_event_loop() -> None:
     threads: list[int] = []
@@ -605,7 +602,6 @@ async def said_by_a_model_later(prompt: str) -> AsyncIterator[str]:
         yield sentence
 
 
-@both
 @pytest.mark.anyio
 @pytest.mark.parametrize("name", ["tiny", "tiny-encoder"])
 @pytest.mark.parametrize("chat", [said_by_a_model, said_by_a_model_later])
