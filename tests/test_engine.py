@@ -11,25 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from counting import Counting, counted
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guardrail_sdk import Message
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._errors import ArtifactError, EngineError, EngineTimeout
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
-from guardrail_sdk._layout import Layout
 from guardrail_sdk._process import PerProcess
-from guardrail_sdk._session import RunOptions, Session, open_session, run_options
+from guardrail_sdk._session import Session, open_session, run_options
+from guardrail_sdk._states import BLOCK, States
 from guardrail_sdk.artifact import MANIFEST, Artifact, hash_files, open_artifact
-from guardrail_sdk.prompt import template
 from guardrail_sdk.tokenizer import PromptTokenizer
 
 DATA = Path(__file__).parent / "data"
@@ -295,41 +295,12 @@ def test_concurrent_first_uses_open_one_session(
         np.testing.assert_array_equal(found, expected)
 
 
-class Counting:
-    """A session that counts the rows it reads, and spoils the logits if told to."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self.read = 0
-        self.tokens = 0
-        self.spoilt = False
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._session, name)
-
-    def run(
-        self,
-        output_names: Sequence[str],
-        input_feed: Mapping[str, NDArray[np.generic]],
-        run_options: RunOptions,
-    ) -> Sequence[NDArray[np.float32]]:
-        self.read += len(input_feed["input_ids"])
-        self.tokens += input_feed["input_ids"].size
-        found = self._session.run(output_names, input_feed, run_options)
-        return [np.full_like(found[0], np.nan)] if self.spoilt else found
-
-
 @pytest.fixture
 def remembering(
     artifact: Artifact, session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> tuple[Engine, Counting]:
-    counting = Counting(session)
     monkeypatch.setattr("guardrail_sdk._engine._REMEMBERED", 3)
-
-    def open_counting(artifact: Artifact, kernel: Kernel) -> Counting:
-        return counting
-
-    monkeypatch.setattr("guardrail_sdk._engine.open_session", open_counting)
+    counting = counted(monkeypatch, session)
     return Engine(altered(tmp_path, name=artifact.folder.name)), counting
 
 
@@ -374,43 +345,154 @@ def test_a_remembered_row_takes_a_budget_all_the_same(
         engine.classify([[1, 2]], Budget(deadline=0.0))
 
 
-@pytest.mark.parametrize("artifact", ["tiny", "tiny-llama-guard"], indirect=True)
-def test_what_prompts_begin_with_is_read_once(
-    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Growing:
+    """A decoder's engine under watch.
+
+    Attributes:
+        engine: What extends rows that begin alike.
+        session: Counts what the engine reads.
+    """
+
+    def __init__(self, artifact: Artifact, kernel: Kernel, patch: pytest.MonkeyPatch) -> None:
+        self._artifact = artifact
+        self._plain = open_session(artifact, kernel)
+        self.session = counted(patch, self._plain)
+        self.engine = Engine(artifact, kernel)
+
+    def read(self, *rows: Sequence[int]) -> list[tuple[int, int]]:
+        """Classify `rows`; return the runs, having made sure of the logits."""
+        before = len(self.session.runs)
+        for row, logits in zip(rows, self.engine.classify(rows, Budget()), strict=True):
+            expected = alone(self._plain, self._artifact, row)
+            np.testing.assert_allclose(logits, expected, atol=2e-3)
+        return self.session.runs[before:]
+
+
+@pytest.fixture(params=["int4", "int8", "float32"])
+def growing(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Growing:
+    return Growing(altered(tmp_path, name="tiny-llama-guard"), request.param, monkeypatch)
+
+
+int4_only = pytest.mark.parametrize("growing", ["int4"], indirect=True)
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    """Return token ids as of a text; a longer one of the same seed begins with a shorter one."""
+    return [random.Random(f"{seed} {place}").randrange(VOCABULARY) for place in range(length)]
+
+
+TAIL = [5, 4, 3, 2, 1]
+
+
+@st.composite
+def growths(draw: st.DrawFn) -> list[list[int]]:
+    """A text that grows by any pieces, and is cut and replaced at its end now and then."""
+    row = text(draw(st.integers(1, 250)), draw(st.integers(0, 3)))
+    rows = [row]
+    for _ in range(draw(st.integers(1, 6))):
+        kept = row[: len(row) - draw(st.sampled_from([0, 0, 0, 1, 17]))]
+        row = [*kept, *draw(st.lists(st.integers(0, VOCABULARY - 1), min_size=1, max_size=40))]
+        rows.append(row)
+    return rows
+
+
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(rows=growths())
+def test_whatever_grows_is_judged_as_if_read_anew(growing: Growing, rows: list[list[int]]) -> None:
+    for row in rows:
+        growing.read([*row, *TAIL])
+
+
+def test_of_what_grew_only_the_rest_is_read(growing: Growing) -> None:
+    assert growing.read([*text(110), *TAIL]) == [(1, 115)]
+    # That a row begins like another is known once there is another: it is read once more.
+    assert growing.read([*text(150), *TAIL]) == [(1, 155)]
+    assert growing.read([*text(190), *TAIL]) == [(1, 195 - 144)]
+    assert growing.read([*text(230), *TAIL]) == [(1, 235 - 176)]
+    # What doesn't grow: another text, and the first text cut short and continued otherwise.
+    assert growing.read([*text(230, seed=1), *TAIL]) == [(1, 235)]
+    assert growing.read([*text(130), *text(100, seed=2)]) == [(1, 230 - 128)]
+
+
+def test_the_tokens_read_of_what_grows_are_linear_in_its_length(growing: Growing) -> None:
+    """Beyond the first hundred, each token is read once; each time the tail and part of a block."""
+    step = 12
+    half = 0
+    for length in range(step, 481, step):
+        growing.read([*text(length), *TAIL])
+        if length == 240:
+            half = growing.session.tokens
+
+    assert growing.session.tokens - half <= 240 + 20 * (len(TAIL) + BLOCK)
+
+
+@int4_only
+def test_only_what_grew_is_read_by_itself(growing: Growing) -> None:
+    others = [text(length, seed) for seed, length in enumerate(range(150, 160))]
+    assert len(growing.read(*others[:6])) == 1
+    assert growing.read(*others[6:], [*others[0], *TAIL]) == [(4, 159), (1, 155)]
+    # Little of a short row is saved, and the company of others saves more.
+    growing.read([*text(48, seed=20), *TAIL])
+    short = [[*text(48, seed=20), *text(count)] for count in range(30, 34)]
+    assert growing.read(*short) == [(4, 81)]
+
+
+@int4_only
+def test_rows_that_begin_alike_share_what_is_kept(growing: Growing) -> None:
+    policy = text(140)
+    growing.read([*policy, *text(20, seed=1)])
+    growing.read([*policy, *text(30, seed=2)])
+    rows = [[*policy, *text(40 - seed, seed)] for seed in (3, 4, 5)]
+    assert growing.read(*rows) == [(1, len(row) - 128) for row in rows]
+
+
+@int4_only
+@pytest.mark.parametrize("fault", ["ended", "spoilt"])
+def test_of_a_run_that_was_ended_or_failed_nothing_is_kept(growing: Growing, fault: str) -> None:
+    growing.read(text(150))
+    for row in (text(200), text(250)):
+        setattr(growing.session, fault, True)
+        with pytest.raises(EngineError):
+            growing.engine.classify([row], Budget())
+        setattr(growing.session, fault, False)
+        assert growing.session.runs[-1][1] == growing.read(row)[0][1]
+
+
+@int4_only
+def test_threads_that_grow_at_once_do_not_mix(growing: Growing) -> None:
+    def grow(seed: int) -> None:
+        for length in range(100, 400, 40):
+            growing.read([*text(length, seed), *TAIL])
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(grow, range(6), timeout=120))
+
+
+def test_with_little_memory_as_much_is_read_on_from_as_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counting = Counting(open_session(artifact))
+    artifact = altered(tmp_path, name="tiny-llama-guard")
+    manifest = artifact.manifest
+    block = BLOCK * manifest.layers * 2 * manifest.kv_heads * manifest.head_dim * 4
+    monkeypatch.setattr("guardrail_sdk._engine.States", partial(States, 5 * block))
+    growing = Growing(artifact, "int4", monkeypatch)
+    for length in (150, 200):
+        growing.read(text(length))
 
-    def open_counting(artifact: Artifact, kernel: Kernel) -> Counting:
-        return counting
-
-    monkeypatch.setattr("guardrail_sdk._engine.open_session", open_counting)
-    fresh = altered(tmp_path, name=artifact.folder.name)
-    first, second = tuple(range(1, 41)), tuple(range(2, 30))
-    rows = [[*first, 7], [*first, 9, 8, 7, 6], [*second, 5, 5, 5], [3, 4, 5], list(first)]
-    expected = Engine(fresh, "int4").classify(rows, Budget())
-    answer = Engine(fresh, "int4").answer(rows[1], [78] * 20, -1, 4, Budget())
-    counting.tokens = 0
-    engine = Engine(fresh, "int4", prefixes=[first, second, (3, 4)])
-    found = np.concatenate([engine.classify([row], Budget()) for row in rows])
-    np.testing.assert_allclose(found, expected, atol=1e-3)
-    assert counting.tokens == sum(map(len, [first, second, *rows])) - 2 * 40 - 28
-    np.testing.assert_allclose(engine.classify(rows, Budget()), expected, atol=1e-3)
-    again = engine.answer(rows[1], [78] * 20, -1, 4, Budget())
-    np.testing.assert_allclose(again, answer, atol=1e-3)
+    assert growing.read(text(250)) == [(1, 250 - 5 * BLOCK)]
 
 
-def test_the_prompts_of_a_policy_share_its_text() -> None:
-    artifact = open_artifact(DATA / "tiny-llama-guard")
-    tokenizer = PromptTokenizer(artifact.tokenizer)
-    layout = Layout(template("llama-guard-3"), tokenizer, artifact.manifest.context_length)
-    prefixes = layout.prefixes()
-    assert len(prefixes) == 2
-    for prefix, role in zip(prefixes, ("user", "assistant"), strict=True):
-        assert len(prefix) > 100
-        for text in ("Hello", "7", "\n\nUser: hi", "शुभ", ""):
-            conversation = [Message(role="user", content="hi"), Message(role=role, content=text)]
-            (row,) = layout.rows(conversation, 1, Budget())
-            assert row.ids[: len(prefix)] == prefix
+@int4_only
+def test_an_answer_reads_on_from_what_is_kept(growing: Growing) -> None:
+    row = text(200)
+    expected = growing.engine.answer(row, [78] * 20, -1, 4, Budget())
+    before = len(growing.session.runs)
+    again = growing.engine.answer(row, [78] * 20, -1, 4, Budget())
+
+    np.testing.assert_allclose(again, expected, atol=2e-3)
+    assert growing.session.runs[before:] == [(1, 200 - 192), (1, 1), (1, 1), (1, 1)]
 
 
 def test_a_value_that_could_not_be_made_is_made_again() -> None:

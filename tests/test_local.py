@@ -16,8 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from counting import counted
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from unigram import unigram
 
@@ -27,6 +29,8 @@ from guardrail_sdk._judge import Budget
 from guardrail_sdk._local import LocalModel, listed_categories
 from guardrail_sdk._normalise import readings
 from guardrail_sdk._policy import Policy, decide
+from guardrail_sdk._session import open_session
+from guardrail_sdk._states import States
 from guardrail_sdk._types import Action, Category, Message, Preset, Role, Verdict
 from guardrail_sdk.artifact import MANIFEST, Artifact, hash_files, open_artifact
 from guardrail_sdk.prompt import LlamaGuardTemplate, template
@@ -405,6 +409,59 @@ def test_concurrent_judgements_agree(model: LocalModel) -> None:
 
     for verdict, other in zip(found, expected, strict=True):
         assert replace(verdict, latency_ms=0.0) == replace(other, latency_ms=0.0)
+
+
+@pytest.fixture(scope="module")
+def without_states(tmp_path_factory: pytest.TempPathFactory) -> LocalModel:
+    """The same model as `llama_guard`, to be used while rows are read whole."""
+    folder = tmp_path_factory.mktemp("whole") / "model"
+    return LocalModel(open_artifact(shutil.copytree(DATA / "tiny-llama-guard", folder)))
+
+
+pieces = st.lists(
+    st.one_of(
+        st.text(max_size=40), st.sampled_from([SENTENCE, "\n", "aGVsbG8gd29ybGQ= ", "ℌello "])
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(max_examples=10)
+@given(pieces=pieces, role=st.sampled_from(["user", "assistant"]))
+def test_a_text_that_grows_gets_the_verdict_of_one_that_did_not(
+    llama_guard: LocalModel, without_states: LocalModel, pieces: list[str], role: Role
+) -> None:
+
+    def nothing(states: States, row: Sequence[int]) -> list[NDArray[np.float32]]:
+        return []
+
+    policy = Policy(input_threshold=1.0, output_threshold=1.0)
+    for count in range(1, len(pieces) + 1):
+        conversation = said("Hello"), said("".join(pieces[:count]), role)
+        verdict = judge(llama_guard, *conversation, policy=policy)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(States, "past", nothing)
+            expected = judge(without_states, *conversation, policy=policy)
+        assert verdict.unsafe_probability == pytest.approx(expected.unsafe_probability, abs=1e-3)
+
+
+@pytest.mark.parametrize("role", ["user", "assistant"])
+def test_a_policys_text_is_kept_from_its_second_reading_on(
+    role: Role, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(DATA / "tiny-llama-guard", tmp_path / "model")
+    session = counted(monkeypatch, open_session(open_artifact(folder)))
+    model = LocalModel(open_artifact(folder))
+    policy = Policy(input_threshold=1.0, output_threshold=1.0)
+    read: list[int] = []
+    for content in ("Hello", "Good morning", "What is a train?"):
+        session.runs.clear()
+        judge(model, said(content, role), policy=policy)
+        read.append(session.tokens)
+
+    assert min(read[:2]) > 150
+    assert read[2] < 100
 
 
 def test_a_safe_answer_of_llama_guard_lists_nothing(llama_guard: LocalModel) -> None:

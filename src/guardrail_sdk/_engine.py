@@ -21,6 +21,7 @@ from guardrail_sdk._judge import Budget
 from guardrail_sdk._kernel import Trial, asked, choose, has_room
 from guardrail_sdk._process import PerProcess
 from guardrail_sdk._session import RunOptions, Session, open_session, run_options
+from guardrail_sdk._states import States
 from guardrail_sdk.artifact import Artifact
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 # Higher than any vocabulary's ids.
 _NO_TOKEN: Final = 2**31 - 1
 _POLL_S: Final = 0.02
-_SHORTEST_PREFIX: Final = 16
+# A run of fewer tokens takes hardly less time: it must read all weights all the same.
+_FULL_RUN: Final = 64
+_WORTH_TOKENS: Final = 32
 _TIMED_TOKENS: Final = 64
 _TIMED_ROWS: Final = 6
 
@@ -38,10 +41,8 @@ _TIMED_ROWS: Final = 6
 _REMEMBERED: Final = 8192
 
 
-_Prefixes: TypeAlias = tuple[tuple[int, ...], ...]
-_States: TypeAlias = "Sequence[NDArray[np.float32]]"
-_Names: TypeAlias = Sequence[str]
 _Feed: TypeAlias = "Mapping[str, NDArray[np.generic]]"
+_RunGraph: TypeAlias = "Callable[[Sequence[str], _Feed], Sequence[NDArray[np.float32]]]"
 
 
 class _Recent:
@@ -73,10 +74,11 @@ class _Loaded:
     session: Session
     batcher: Batcher
     recent: _Recent
+    states: States
 
 
 _chosen: PerProcess[tuple[Path, str], Kernel] = PerProcess()
-_loaded: PerProcess[tuple[Path, str, Kernel, _Prefixes], _Loaded] = PerProcess()
+_loaded: PerProcess[tuple[Path, str, Kernel], _Loaded] = PerProcess()
 
 
 class Engine:
@@ -86,26 +88,15 @@ class Engine:
         artifact: The model. Nothing of it is loaded before `load` or the first run.
         kernel: What its projections run with; None for what the environment asks for, or what is
             fastest on this machine.
-        prefixes: What prompts begin with, such as a policy's text. A decoder reads each once, and
-            then only what follows. Short ones aren't worth it.
     """
 
-    def __init__(
-        self,
-        artifact: Artifact,
-        kernel: Kernel | None = None,
-        prefixes: Sequence[tuple[int, ...]] = (),
-    ) -> None:
+    def __init__(self, artifact: Artifact, kernel: Kernel | None = None) -> None:
         self._artifact = artifact
-        self._states: dict[tuple[int, tuple[int, ...]], _States] = {}
         self._asked: Kernel | None = kernel
         manifest = artifact.manifest
-        decoder = manifest.family == "llama"
-        self._prefixes = tuple(
-            prefix for prefix in prefixes if decoder and len(prefix) >= _SHORTEST_PREFIX
-        )
-        cached = manifest.layers if decoder else 0
+        cached = manifest.layers if manifest.family == "llama" else 0
         self._past = [f"{layer}.{part}" for layer in range(cached) for part in ("key", "value")]
+        self._decoded = ["logits", *(f"present.{name}" for name in self._past)]
 
     def load(self) -> None:
         """Load the graph, unless this process already has.
@@ -151,41 +142,46 @@ class Engine:
         return logits
 
     def _read(
-        self, session: Session, rows: Sequence[Sequence[int]], options: RunOptions
+        self, session: Session, states: States, rows: Sequence[Sequence[int]], options: RunOptions
     ) -> NDArray[np.float32]:
-        """Run the graph on `rows`: at once, or each after what all of them begin with."""
+        """Return the logits of `rows`: of those that begin like earlier ones each by itself.
+
+        Onnxruntime reads several tokens after others only in a batch of one. The others are read
+        at once, and nothing of them is kept.
+        """
         import numpy as np
 
-        prefix = self._prefix(rows)
-        if prefix:
-            # Onnxruntime reads several tokens after others only in a batch of one.
-            past = self._states_after(
-                session, prefix, lambda names, feed: session.run(names, feed, options)
-            )
-            feeds = [self._feed([row[len(prefix) :]], past, len(row)) for row in rows]
-            return np.stack([session.run(["logits"], feed, options)[0][0, -1] for feed in feeds])
-        found = session.run(["logits"], self._feed(rows), options)[0]
-        if found.ndim > 2:
-            found = found[range(len(rows)), [len(row) - 1 for row in rows]]
-        return found
+        def run(outputs: Sequence[str], feed: _Feed) -> Sequence[NDArray[np.float32]]:
+            return session.run(outputs, feed, options)
 
-    def _prefix(self, rows: Sequence[Sequence[int]]) -> tuple[int, ...]:
-        """Return the known prefix that all `rows` begin with and go beyond; () if none does."""
-        for prefix in self._prefixes:
-            count = len(prefix)
-            if all(len(row) > count and tuple(row[:count]) == prefix for row in rows):
-                return prefix
-        return ()
+        if not self._past:
+            return run(["logits"], self._feed(rows))[0]
+        logits = np.empty((len(rows), len(self._artifact.manifest.outputs)), dtype=np.float32)
+        grown = [index for index, row in enumerate(rows) if _is_worth(states.shared(row), len(row))]
+        new = [index for index in range(len(rows)) if index not in grown]
+        if new:
+            together = [rows[index] for index in new]
+            found = run(["logits"], self._feed(together))[0]
+            logits[new] = found[range(len(new)), [len(row) - 1 for row in together]]
+            for row in together:
+                states.see(row)
+        for index in grown:
+            logits[index], _ = self._extend(run, states, rows[index])
+        return logits
 
-    def _states_after(
-        self, session: Session, prefix: tuple[int, ...], run: Callable[[_Names, _Feed], _States]
-    ) -> _States:
-        """Return the keys and values of `prefix`, read by `run` once per session."""
-        place = (id(session), prefix)
-        if place not in self._states:
-            names = [f"present.{name}" for name in self._past]
-            self._states[place] = run(names, self._feed([prefix]))
-        return self._states[place]
+    def _extend(
+        self, run: _RunGraph, states: States, row: Sequence[int]
+    ) -> tuple[NDArray[np.float32], Sequence[NDArray[np.float32]]]:
+        """Read of `row` what isn't kept, and keep it; return its logits, keys and values."""
+        import numpy as np
+
+        past = states.past(row)
+        kept = past[0].shape[2] if past else 0
+        found, *present = run(self._decoded, self._feed([row[kept:]], past, len(row)))
+        logits = found[0, -1]
+        if np.isfinite(logits).all():
+            states.keep(row, present)
+        return logits, present
 
     def knows(self, token: int) -> bool:
         """Return whether the graph has an embedding for the token id `token`.
@@ -227,23 +223,15 @@ class Engine:
         """
         import numpy as np
 
-        said: list[NDArray[np.float32]] = []
-        names = ["logits", *(f"present.{name}" for name in self._past)]
         # Single tokens are what INT4 is fastest for.
         with self._running(budget, "int4") as run:
-            feed = self._feed([ids])
-            if prefix := self._prefix([ids]):
-                session = self._load("int4").session
-                past = self._states_after(session, prefix, run)
-                feed = self._feed([ids[len(prefix) :]], past, len(ids))
-            for length in range(len(ids) + 1, len(ids) + at_most + 1):
-                found, *present = run(names, feed)
-                said.append(_finite(found[0, -1:]))
-                best = int(said[-1].argmax())
-                if best == stop:
-                    break
-                feed = self._feed([[output_ids[best]]], present, length)
-        return np.concatenate(said)
+            logits, present = self._extend(run, self._load("int4").states, ids)
+            said = [_finite(logits)]
+            while len(said) < at_most and (best := int(said[-1].argmax())) != stop:
+                feed = self._feed([[output_ids[best]]], present, len(ids) + len(said))
+                found, *present = run(self._decoded, feed)
+                said.append(_finite(found[0, -1]))
+        return np.stack(said)
 
     def _feed(
         self,
@@ -297,10 +285,11 @@ class Engine:
         """Return what this process shares of the model with `kernel`."""
 
         def load() -> _Loaded:
-            session = open_session(self._artifact, kernel)
-            return _Loaded(session, Batcher(partial(self._read, session)), _Recent())
+            session, states = open_session(self._artifact, kernel), States()
+            batcher = Batcher(partial(self._read, session, states))
+            return _Loaded(session, batcher, _Recent(), states)
 
-        place = (self._artifact.graph, self._artifact.sha256, kernel, self._prefixes)
+        place = (self._artifact.graph, self._artifact.sha256, kernel)
         return _loaded.get(place, load)
 
     def _fastest(self) -> Kernel:
@@ -325,7 +314,7 @@ class Engine:
         try:
             for row in rows:
                 began = time.perf_counter()
-                found.append(self._read(session, [row], run_options()))
+                found.append(self._read(session, States(), [row], run_options()))
                 times.append(time.perf_counter() - began)
         except Exception as error:
             raise EngineError(f"onnxruntime failed ({type(error).__name__}, {kernel}).") from None
@@ -361,6 +350,11 @@ def _watch(budget: Budget, options: RunOptions, done: Event) -> None:
         if left == 0.0 or budget.cancelled.is_set():
             options.terminate = True
             return
+
+
+def _is_worth(shared: int, length: int) -> bool:
+    """Return whether a row is better read from its `shared` first tokens on than with others."""
+    return length - max(length - shared, _FULL_RUN) >= _WORTH_TOKENS
 
 
 def _key(row: Sequence[int]) -> bytes:

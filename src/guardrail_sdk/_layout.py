@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from guardrail_sdk._errors import ArtifactError, EngineError, InputTooLong
 from guardrail_sdk._judge import Budget
@@ -20,7 +19,6 @@ _LEAST_ROOM = 32
 """The fewest tokens a template may leave for text."""
 _DENSEST = 8
 """A text with more characters per token of context than this isn't tried in one piece."""
-_UNLIKE = ("a", "7", "?", "é", "ग", "\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,27 +52,6 @@ class Layout:
                     f"The model's context of {most_tokens} tokens is too short for its template. "
                     "Rebuild the model with a longer one."
                 )
-
-    def prefixes(self) -> list[tuple[int, ...]]:
-        """Return the token ids that every prompt begins with, for each stage that has its own.
-
-        It is what prompts of unlike conversations share: a tokenizer may join the policy's last
-        characters with the first of the conversation.
-        """
-        found: dict[tuple[int, ...], None] = {}
-        for role in ("user", "assistant"):
-            unlike = [
-                self._ids([*_turn(earlier, content), Message(role=role, content=content)])
-                for content in _UNLIKE
-                for earlier in ("", "user", "assistant")
-            ]
-            shared = 0
-            while all(len(ids) > shared + 1 for ids in unlike) and (
-                len({ids[shared] for ids in unlike}) == 1
-            ):
-                shared += 1
-            found[tuple(unlike[0][:shared])] = None
-        return list(found)
 
     def context(self, conversation: Conversation) -> tuple[Message, ...]:
         """Return the messages before the last, shortened to what the prompt has room for.
@@ -164,10 +141,6 @@ class Layout:
 
     def _ids(self, conversation: Sequence[Message]) -> list[int]:
         return self._tokenizer.encode(self._template.render(conversation))
-
-
-def _turn(role: Literal["", "user", "assistant"], content: str) -> list[Message]:
-    return [Message(role=role, content=content)] if role else []
 
 
 def _halves(span: Span) -> tuple[Span, Span]:

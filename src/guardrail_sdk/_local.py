@@ -245,7 +245,7 @@ def _load(artifact: Artifact, kernel: Kernel | None) -> _Parts:
         output_ids = tuple(tokenizer.output_id(output) for output in manifest.outputs)
         most_tokens -= _LONGEST_ANSWER
     layout = Layout(chosen, tokenizer, most_tokens)
-    engine = Engine(artifact, kernel, layout.prefixes())
+    engine = Engine(artifact, kernel)
     engine.load()
     if not engine.knows(tokenizer.largest_id):
         raise ArtifactError(
