@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
+import shutil
+from collections.abc import AsyncGenerator, Generator, Iterator
 from pathlib import Path
 
 import anyio
-import numpy as np
 import pytest
+from counting import Counting, counted
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from guardrail_sdk import (
     Action,
@@ -24,9 +24,8 @@ from guardrail_sdk import (
     Hooks,
     Policy,
 )
-from guardrail_sdk._engine import Engine
-from guardrail_sdk._judge import Budget
 from guardrail_sdk._policy import REDACTED
+from guardrail_sdk._session import open_session
 from guardrail_sdk._stream import MAX_CHARS, MIN_CHARS, TAIL_CHARS, StreamWindow
 from guardrail_sdk._types import Stage
 from guardrail_sdk.artifact import open_artifact
@@ -287,37 +286,56 @@ def test_no_more_than_five_times_a_streams_text_is_judged(chunks: list[str]) -> 
     assert judged <= 5 * len("".join(chunks)) + TAIL_CHARS
 
 
-@pytest.mark.parametrize("name", ["tiny", "tiny-encoder"])
+SENTENCES = (
+    "The train to the coast leaves at nine and comes back at seven. ",
+    "How do I bake bread when the oven is broken? ",
+    "She asked whether the report would be finished before the meeting. ",
+    "Tell me what you think of the weather in the mountains today. ",
+)
+
+
+def tokens_read(
+    session: Counting, folder: Path, sentences: int, prompt: str = "A short question."
+) -> int:
+    """Return how many tokens are read of a stream that shares no sentence with one of others."""
+
+    def chat(prompt: str) -> Iterator[str]:
+        session.runs.clear()  # what was read so far was the input
+        for number in range(sentences):
+            yield f"{sentences} {number} {SENTENCES[number % 4]}"
+
+    guard = Guard(folder, Policy(input_threshold=1.0, output_threshold=1.0))
+    assert len(list(guard.wrap(chat)(prompt))) == sentences
+    return session.tokens
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-encoder", "tiny-llama-guard"])
+@pytest.mark.parametrize("prompt", ["A short question.", "A long question. " * 60])
 def test_the_tokens_that_a_model_reads_are_linear_in_the_length_of_the_stream(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    name: str, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every window is read anew, with the prompt: both are bounded, however long they get."""
-    artifact = open_artifact(DATA / name)
-    read: list[int] = []
-    real = Engine.classify
+    """What a window is read with is bounded, however long stream and prompt get."""
+    folder = shutil.copytree(DATA / name, tmp_path / "model")
+    session = counted(monkeypatch, open_session(open_artifact(folder)))
 
-    def counting(
-        self: Engine, rows: Sequence[Sequence[int]], budget: Budget
-    ) -> NDArray[np.float32]:
-        read.append(sum(map(len, rows)))
-        return real(self, rows, budget)
+    few, more, most = (
+        tokens_read(session, folder, sentences, prompt) for sentences in (30, 60, 90)
+    )
 
-    monkeypatch.setattr(Engine, "classify", counting)
-    guard = Guard(artifact.folder, Policy(input_threshold=1.0, output_threshold=1.0))
+    assert most - more < 1.3 * (more - few)
 
-    def chat(prompt: str, sentences: int) -> Iterator[str]:
-        read.clear()  # what was read so far was the input
-        yield from (f"Sentence number {number} of a long answer. " for number in range(sentences))
 
-    totals: list[int] = []
-    for sentences in (25, 50, 100):
-        chunks = list(guard.wrap(chat)("A long question. " * 60, sentences=sentences))
-        assert len(chunks) == sentences
-        assert max(read) <= 8 * artifact.manifest.context_length
-        totals.append(sum(read))
+def test_a_decoder_reads_a_stream_on_from_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(DATA / "tiny-llama-guard", tmp_path / "model")
+    session = counted(monkeypatch, open_session(open_artifact(folder)))
+    extended = tokens_read(session, folder, 60)
 
-    assert 1.8 * totals[0] < totals[1] < 2.2 * totals[0]
-    assert 1.8 * totals[1] < totals[2] < 2.2 * totals[1]
+    monkeypatch.setattr("guardrail_sdk._engine._WORTH_TOKENS", 10**6)
+    monkeypatch.setattr("guardrail_sdk._flow.GROWN_TAIL_CHARS", 0)
+    anew = tokens_read(session, shutil.copytree(folder, tmp_path / "anew"), 60)
+    assert 2 * extended < anew
 
 
 def test_the_cost_is_linear_in_the_length_of_the_stream() -> None:
@@ -344,6 +362,27 @@ def test_a_window_closes_at_a_sentence_end_or_when_it_is_full() -> None:
     assert (sentence.text, sentence.tail, sentence.start) == ("Hi. This is it! ", "", 0)
     assert (full.text, full.tail, full.start) == ("x" * 20, " it! ", 11)
     assert window.flush() is None
+
+
+def test_a_tail_may_grow_before_it_is_cut() -> None:
+    window: StreamWindow[str] = StreamWindow(
+        min_chars=4, max_chars=4, tail_chars=5, most_tail_chars=13
+    )
+    judged: list[tuple[int, str]] = []
+    for text in ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff"):
+        closed = window.push(text, text)
+        assert closed is not None
+        judged.append((closed.start, closed.judged))
+        window.passed(closed)
+
+    assert judged == [
+        (0, "aaaa"),
+        (0, "aaaabbbb"),
+        (0, "aaaabbbbcccc"),
+        (0, "aaaabbbbccccdddd"),
+        (11, "cddddeeee"),
+        (11, "cddddeeeeffff"),
+    ]
 
 
 def test_after_a_redacted_window_nothing_of_it_is_judged_again() -> None:

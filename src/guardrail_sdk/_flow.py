@@ -17,7 +17,7 @@ from guardrail_sdk._codec import Args, Codec, Kwargs
 from guardrail_sdk._errors import Blocked, ConfigError, EngineError, GuardrailError, MessageError
 from guardrail_sdk._hooks import CheckEvent, Hooks, async_hook, stricter
 from guardrail_sdk._policy import REDACTED, Policy, decide
-from guardrail_sdk._stream import StreamWindow, Window
+from guardrail_sdk._stream import GROWN_TAIL_CHARS, StreamWindow, Window
 from guardrail_sdk._types import (
     Action,
     CheckResult,
@@ -124,11 +124,13 @@ class Checks:
         policy: What a verdict or a failure leads to.
         hooks: The user's functions around each check.
         on_check: What is told each outcome; None for nobody.
+        extends: Whether the judge reads only what is new of a text that grew.
     """
 
     policy: Policy
     hooks: Hooks
     on_check: Callable[[CheckResult], object] | None = None
+    extends: bool = False
 
     def check(self, conversation: Conversation, *, offset: int = 0) -> Flow[CheckResult]:
         """Check the last message, which begins `offset` characters into what it is part of."""
@@ -283,7 +285,10 @@ class GuardedCall:
 
     def _relay(self, source: Source, conversation: Conversation) -> Flow[Ended | Blocked]:
         mode = self.checks.policy.stream
-        window: StreamWindow[object] = StreamWindow(delayed=mode == "lookbehind")
+        window: StreamWindow[object] = StreamWindow(
+            delayed=mode == "lookbehind",
+            most_tail_chars=GROWN_TAIL_CHARS if self.checks.extends else 0,
+        )
         ready: deque[object] = deque()
         ended: Ended | None = None
         try:

@@ -79,12 +79,15 @@ class Guard:
     ) -> None:
         policy = _policy(policy)
         judge = _judge(model, kernel)
+        # The local model is a large part of the package: it loads with the first guard.
         from guardrail_sdk._local import LocalModel
 
-        if isinstance(judge, LocalModel):
-            judge.require_preset(policy.preset)
+        local = judge if isinstance(judge, LocalModel) else None
+        if local is not None:
+            local.require_preset(policy.preset)
+        extends = local is not None and local.extends
         self._codec = codec or DefaultCodec()
-        self._checks = Checks(policy=policy, hooks=_hooks(hooks))
+        self._checks = Checks(policy=policy, hooks=_hooks(hooks), extends=extends)
         self._driver = Driver(judge=judge, policy=policy)
 
     @property
@@ -288,7 +291,6 @@ def _hooks(hooks: object) -> Hooks:
 
 
 def _judge(model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None) -> Judge:
-    # The local model is a large part of the package: it loads with the first guard.
     from guardrail_sdk._kernel import KERNELS
     from guardrail_sdk._local import LocalModel
     from guardrail_sdk.artifact import find_artifact

@@ -77,6 +77,11 @@ class LocalModel:
         """The model folder."""
         return self._artifact
 
+    @property
+    def extends(self) -> bool:
+        """Whether it reads only what is new of a text that begins like an earlier one."""
+        return self._artifact.manifest.family == "llama"
+
     def require_preset(self, preset: Preset) -> None:
         """Return if the model offers `preset` at every stage.
 

@@ -14,6 +14,7 @@ ChunkT = TypeVar("ChunkT")
 MIN_CHARS: Final = 80
 MAX_CHARS: Final = 320
 TAIL_CHARS: Final = 320
+GROWN_TAIL_CHARS: Final = 3 * TAIL_CHARS
 
 # Latin, ellipsis, CJK, Arabic and Urdu, Devanagari, Armenian, Ethiopic, Burmese, Khmer, Tibetan.
 _SENTENCE_ENDS: Final = frozenset(".!?…\n\u2028\u2029。！？｡．؟۔।॥։።፧၊။។៕།")
@@ -52,6 +53,9 @@ class StreamWindow(Generic[ChunkT]):
         min_chars: The fewest characters of a window, except for a stream's last.
         max_chars: The number of characters from which a window closes without a sentence end.
         tail_chars: How many characters of released text are judged again with the next window.
+        most_tail_chars: How long the tail may get before it is cut to `tail_chars`, if more. Until
+            then what is judged begins where it began before, and only grows: less to read for a
+            model that reads on from there, more for one that doesn't.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class StreamWindow(Generic[ChunkT]):
         min_chars: int = MIN_CHARS,
         max_chars: int = MAX_CHARS,
         tail_chars: int = TAIL_CHARS,
+        most_tail_chars: int = 0,
     ) -> None:
         self._delayed = delayed
         self._min_chars = min_chars
         self._max_chars = max_chars
         self._tail_chars = tail_chars
+        self._most_tail_chars = most_tail_chars
         self._held: list[tuple[ChunkT, str]] = []
         self._held_chars = 0
         self._waiting: list[tuple[ChunkT, str]] = []
@@ -114,7 +120,10 @@ class StreamWindow(Generic[ChunkT]):
         if window.text:
             # All that waits is judged again with the next window.
             tail = max(self._tail_chars, len(window.text)) if self._delayed else self._tail_chars
-            self._tail = window.judged[-tail:] if tail else ""
+            judged = window.judged
+            if len(judged) > max(tail, self._most_tail_chars):
+                judged = judged[-tail:] if tail else ""
+            self._tail = judged
         return [chunk for chunk, _ in leaving]
 
     def replaced(self, window: Window[ChunkT]) -> Sequence[tuple[ChunkT, str]]:
