@@ -197,7 +197,16 @@ def test_the_reference_lists_every_public_name() -> None:
     assert {f"guardrail_sdk.{name}" for name in guardrail_sdk.__all__} <= listed
 
 
+def pages_in(navigation: list[dict[str, str | list[dict[str, str]]]]) -> Iterator[str]:
+    for entry in navigation:
+        for page in entry.values():
+            if isinstance(page, str):
+                yield page
+            else:
+                yield from (inner for each in page for inner in each.values())
+
+
 def test_the_site_shows_every_page() -> None:
     config = yaml.safe_load((DOCS / "config" / "mkdocs.yml").read_text(encoding="utf-8"))
-    named = {page for entry in config["nav"] for page in entry.values()}
-    assert named == {path.name for path in DOCS.glob("*.md")}
+    there = {path.relative_to(DOCS).as_posix() for path in DOCS.rglob("*.md")}
+    assert set(pages_in(config["nav"])) == there
