@@ -18,6 +18,7 @@ from guardrail_sdk._engine import Engine
 from guardrail_sdk._expand import Kernel, expand
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._session import _onnxruntime, open_session, run_options
+from guardrail_sdk._states import States
 from guardrail_sdk.artifact import Artifact, open_artifact
 
 DATA = Path(__file__).parent / "data"
@@ -99,8 +100,8 @@ def test_rows_have_the_same_logits_in_any_batch(artifact: Artifact, kernel: Kern
     rng = np.random.default_rng(5)
     rows: list[list[int]] = [rng.integers(1, 380, 40 - n % 3).tolist() for n in range(16)]
     session, engine = open_session(artifact, kernel), Engine(artifact)
-    together = engine._read(session, rows, run_options())
-    alone = [engine._read(session, [row], run_options())[0] for row in rows]
+    together = engine._read(session, States(), rows, run_options())
+    alone = [engine._read(session, States(), [row], run_options())[0] for row in rows]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-4)
 
 

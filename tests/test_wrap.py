@@ -43,7 +43,7 @@ from guardrail_sdk._codec import Args, Kwargs
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._local import LocalModel
 from guardrail_sdk._policy import REDACTED
-from guardrail_sdk._stream import TAIL_CHARS
+from guardrail_sdk._stream import GROWN_TAIL_CHARS, TAIL_CHARS
 from guardrail_sdk.artifact import open_artifact
 from guardrail_sdk.testing import FakeModel
 
@@ -611,10 +611,13 @@ async def test_a_real_models_stream_ends_before_the_window_that_it_blocks(
     model = LocalModel(open_artifact(Path(__file__).parent / "data" / name))
     asked = Message(role="user", content="What do you think?")
     text = "".join(SENTENCES)
+    assert TAIL_CHARS < len(text) < GROWN_TAIL_CHARS
     ends = [len("".join(SENTENCES[: count + 1])) for count in range(len(SENTENCES))]
     probabilities: list[float] = []
     for sentence, end in zip(SENTENCES, ends, strict=True):
-        seen = text[max(0, end - len(sentence) - TAIL_CHARS) : end]
+        # A decoder is shown all from the same place on, up to three times as much.
+        start = 0 if model.extends else max(0, end - len(sentence) - TAIL_CHARS)
+        seen = text[start:end]
         answer = Message(role="assistant", content=seen)
         verdict = model.judge([asked, answer], Policy(), Budget())
         probabilities.append(verdict.unsafe_probability)
