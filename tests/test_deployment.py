@@ -11,10 +11,11 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Protocol, cast
 
 import anyio
 import pytest
-from IPython.core.interactiveshell import InteractiveShell
+from IPython.core.interactiveshell import ExecutionResult, InteractiveShell
 
 from guardrail_sdk import Guard
 from guardrail_sdk.testing import FakeModel
@@ -137,21 +138,26 @@ async def chat(prompt):
 """
 
 
+class Shell(Protocol):
+    """What is used of IPython's, which is only partly typed."""
+
+    def transform_cell(self, raw_cell: str) -> str: ...
+
+    async def run_cell_async(self, raw_cell: str, *, transformed_cell: str) -> ExecutionResult: ...
+
+
 def test_cells_of_a_notebook_judge_while_its_event_loop_runs() -> None:
     """A kernel awaits its cells one by one on the main thread's loop, sync ones included."""
-    shell = InteractiveShell()
-    shell.user_ns["guard"] = Guard(model=FakeModel(["bomb"]))
+    names: dict[str, object] = {"guard": Guard(model=FakeModel(["bomb"]))}
+    shell = cast("Shell", InteractiveShell(user_ns=names))
 
     async def kernel() -> None:
         for cell in (SETUP, *CELLS):
-            result = await shell.run_cell_async(
-                cell, transformed_cell=shell.transform_cell(cell), store_history=False
-            )
-            result.raise_error()
+            code = shell.transform_cell(cell)
+            (await shell.run_cell_async(cell, transformed_cell=code)).raise_error()
 
     asyncio.run(kernel())
-    names = ("first", "second", "third", "fourth", "fifth", "sixth")
-    found = [shell.user_ns[name] for name in names]
+    found = [names[name] for name in ("first", "second", "third", "fourth", "fifth", "sixth")]
     assert found == [True, True, "fine", ["fine"], ["fine"], "fine"]
 
 
