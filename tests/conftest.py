@@ -23,11 +23,14 @@ def same_everywhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 no_uvloop = pytest.mark.skipif(sys.platform == "win32", reason="uvloop doesn't run there")
 
 
+DEFAULTS: dict[str, bool] = {}
+
+
 @pytest.fixture(
     params=[
-        pytest.param(("asyncio", {}), id="asyncio"),
+        pytest.param(("asyncio", DEFAULTS), id="asyncio"),
         pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop", marks=no_uvloop),
-        pytest.param(("trio", {}), id="trio"),
+        pytest.param(("trio", DEFAULTS), id="trio"),
     ]
 )
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
