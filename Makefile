@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BUILD := .venv-build
 OPTIMUM := .venv-optimum
+BENCH := .venv-bench
+# What the benchmark compares with; what can't be installed is a row that says so.
+PEERS := "onnxruntime-genai>=0.18" "openvino>=2026.4" "llama-cpp-python>=0.3.36"
 SOURCES := src tests examples model_build integrations
 
 INTEGRATIONS := $(notdir $(wildcard integrations/*))
@@ -39,6 +42,17 @@ $(OPTIMUM)/installed: pyproject.toml model_build/pyproject.toml
 		--group model_build/pyproject.toml:test
 	touch $@
 
+$(BENCH)/installed: pyproject.toml model_build/pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/pip install --quiet --upgrade "pip>=25.1"
+	$(BENCH)/bin/pip install --quiet torch==2.13.0
+	$(BENCH)/bin/pip install --quiet --editable . --editable model_build
+	for peer in $(PEERS); do \
+		CMAKE_ARGS="-DGGML_NATIVE=ON -DLLAVA_BUILD=OFF" $(BENCH)/bin/pip install --quiet $$peer \
+			|| echo "$$peer can't be installed: the benchmark will say so."; \
+	done
+	touch $@
+
 format: install  ## rewrite the sources in the house format
 	$(VENV)/bin/ruff check --fix-only --quiet $(SOURCES)
 	$(VENV)/bin/ruff format $(SOURCES)
@@ -60,8 +74,8 @@ docs: install  ## build the documentation into site/
 
 check: lint typecheck test  ## everything a change must pass, but for the pipeline
 
-bench: install  ## latency of a check by length of text, on this machine
-	$(VENV)/bin/python tests/bench/latency.py
+bench: $(BENCH)/installed  ## measure against other runtimes; ARGS=--quick, ARGS=--help
+	$(BENCH)/bin/python tests/bench $(ARGS)
 
 typecheck-build: install-build  ## pyright, strict, on the pipeline
 	$(BUILD)/bin/pyright --project model_build --pythonpath $(BUILD)/bin/python

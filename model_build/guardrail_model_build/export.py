@@ -65,11 +65,11 @@ def export_folder(checkpoint: Checkpoint, folder: Path, block_size: int | None) 
     export_onnx(checkpoint.model(), folder / GRAPH, block_size)
     (folder / "tokenizer.json").write_bytes(checkpoint.tokenizer)
     if isinstance(checkpoint.config, LlamaConfig):
-        _write_json(folder / "config.json", _hugging_face(checkpoint.config))
+        _write_json(folder / "config.json", hugging_face(checkpoint.config))
         _write_json(folder / "generation_config.json", {"do_sample": False, "use_cache": True})
 
 
-def _hugging_face(config: LlamaConfig) -> dict[str, JsonValue]:
+def hugging_face(config: LlamaConfig) -> dict[str, JsonValue]:
     """Return the configuration in the fields of transformers' LlamaConfig."""
     fields: dict[str, JsonValue] = {
         "architectures": ["LlamaForCausalLM"],

@@ -21,7 +21,7 @@ from guardrail_model_build.bert import Bert, BertConfig
 from guardrail_model_build.checkpoint import Checkpoint
 from guardrail_model_build.export import export_folder
 from guardrail_model_build.llama import Llama, LlamaConfig
-from guardrail_sdk import Message
+from guardrail_sdk import Message, Stage
 from guardrail_sdk.artifact import (
     MANIFEST,
     Artifact,
@@ -38,6 +38,7 @@ from guardrail_sdk.prompt import template as template_of
 
 BLOCK_SIZE = 32
 SEED = 7
+_STAGES: tuple[Stage, ...] = ("input", "output")
 _ENCODER_MARKERS = ("<user>", "<assistant>")
 _LICENCE = "Apache-2.0"
 _SPECIALS: dict[TemplateId, tuple[str, ...]] = {
@@ -84,7 +85,9 @@ def make(folder: Path, template: TemplateId = "compact") -> Artifact:
         f"`python -m guardrail_model_build.tiny FOLDER --template {template}`.\n",
         encoding="utf-8",
     )
-    return write_manifest(folder, _manifest(checkpoint, folder))
+    recipe = f"tiny {template} seed {SEED}"
+    manifest = random_manifest(checkpoint, folder, _NAMES[template], recipe)
+    return write_manifest(folder, manifest)
 
 
 def tiny_checkpoint(template: TemplateId = "compact") -> Checkpoint:
@@ -176,11 +179,27 @@ def _corpus(template: TemplateId) -> list[str]:
     return [*_SENTENCES, *(piece.text for piece in prompt if isinstance(piece, Text)), *answers]
 
 
-def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
+def random_manifest(
+    checkpoint: Checkpoint,
+    folder: Path,
+    name: str,
+    recipe: str,
+    *,
+    block_size: int = BLOCK_SIZE,
+    unsafe: float = 0.5,
+) -> Manifest:
+    """Return the manifest of the files in `folder`, exported from random weights.
+
+    Args:
+        checkpoint: The model, its tokenizer from `tiny_checkpoint`.
+        folder: Where the files are.
+        name: The model's name.
+        recipe: What it was made by.
+        block_size: The one that it was exported with.
+        unsafe: The threshold from which a text counts as unsafe.
+    """
     template = template_of(checkpoint.template)
-    name = _NAMES[checkpoint.template]
     files = tuple(sorted(path.name for path in folder.iterdir() if path.name != MANIFEST))
-    recipe = f"tiny {checkpoint.template} seed {SEED}"
     return Manifest(
         contract_version=1,
         name=name,
@@ -193,8 +212,8 @@ def _manifest(checkpoint: Checkpoint, folder: Path) -> Manifest:
         layers=checkpoint.config.layers,
         kv_heads=checkpoint.kv_heads,
         head_dim=checkpoint.config.head_dim,
-        quantisation=Quantisation(bits=4, block_size=BLOCK_SIZE),
-        thresholds={"input": Thresholds(unsafe=0.5), "output": Thresholds(unsafe=0.5)},
+        quantisation=Quantisation.model_validate({"bits": 4, "block_size": block_size}),
+        thresholds={stage: Thresholds(unsafe=unsafe) for stage in _STAGES},
         calibration={"input": Calibration(), "output": Calibration()},
         files=dict(hash_files(folder, files)),
         provenance=Provenance(

@@ -9,7 +9,8 @@ import asyncio
 import random
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -24,16 +25,26 @@ TEXT = (
 )
 
 
-def table(guard: Guard) -> Table:
-    """Measure and return one row per number of checks in flight."""
-    shown = Table(title=f"{CHECKS} checks of 4 to 40 words, asyncio")
+def measure(guard: Guard, checks: int) -> dict[str, Any]:
+    """Return the loop's lags when idle, and the figures of every number of checks in flight."""
+    found: list[dict[str, object]] = []
+    idle = asyncio.run(_idle())
+    for count in IN_FLIGHT:
+        seconds, times, lags = asyncio.run(_measure(guard, count, checks))
+        row = {"in_flight": count, "rate": checks / seconds}
+        found.append({**row, "ms": _quantiles(times), "lag_ms": _quantiles(lags)})
+    return {"checks": checks, "idle_lag_ms": _quantiles(idle), "rows": found}
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """Return one row per number of checks in flight."""
+    shown = Table(title=f"Bundled model, {found['checks']} checks of 4 to 40 words, asyncio")
     for heading in ("in flight", "checks/s", "p50 ms", "p99 ms", "loop lag p50 ms", "p99 ms"):
         shown.add_column(heading, justify="right")
-    lags = asyncio.run(_idle())
-    shown.add_row("idle loop", "", "", "", *_quantiles(lags))
-    for count in IN_FLIGHT:
-        seconds, times, lags = asyncio.run(_measure(guard, count))
-        shown.add_row(str(count), f"{CHECKS / seconds:.0f}", *_quantiles(times), *_quantiles(lags))
+    shown.add_row("idle loop", "", "", "", *_shown(found["idle_lag_ms"]))
+    for row in found["rows"]:
+        times = (*_shown(row["ms"]), *_shown(row["lag_ms"]))
+        shown.add_row(str(row["in_flight"]), f"{row['rate']:.0f}", *times)
     return shown
 
 
@@ -45,10 +56,10 @@ async def _idle() -> list[float]:
     return lags
 
 
-async def _measure(guard: Guard, count: int) -> tuple[float, list[float], list[float]]:
+async def _measure(guard: Guard, count: int, checks: int) -> tuple[float, list[float], list[float]]:
     """Return the seconds of all checks, the milliseconds of each, and the loop's lags."""
     rng = random.Random(count)
-    texts = [" ".join(rng.choices(TEXT.split(), k=rng.randint(4, 40))) for _ in range(CHECKS)]
+    texts = [" ".join(rng.choices(TEXT.split(), k=rng.randint(4, 40))) for _ in range(checks)]
     times: list[float] = []
     lags: list[float] = []
     await guard.check("hello")
@@ -75,5 +86,9 @@ async def _tick(lags: list[float]) -> None:
         lags.append((time.perf_counter() - began - TICK_S) * 1000)
 
 
-def _quantiles(values: Sequence[float]) -> tuple[str, str]:
-    return f"{statistics.median(values):.1f}", f"{statistics.quantiles(values, n=100)[-1]:.1f}"
+def _quantiles(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.median(values), statistics.quantiles(values, n=100)[-1]
+
+
+def _shown(values: Sequence[float]) -> tuple[str, ...]:
+    return tuple(f"{value:.1f}" for value in values)
