@@ -26,7 +26,7 @@ from subjects import REFERENCE, entries
 _HERE = Path(__file__).parent
 _DEFAULT = ("encoder", "smollm2", "paper")
 _QUICK = ("encoder", "smollm2")
-_ROUNDS = 11
+_ROUNDS = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,10 +17,10 @@ from typing import Final, Protocol
 
 import numpy as np
 from inputs import WINDOWS, Item, answer_words
-from models import THREADS
+from models import SPARE, THREADS
 from numpy.typing import NDArray
 
-from guardrail_sdk import CheckEvent, CheckResult, Guard, Hooks, Policy
+from guardrail_sdk import CheckResult, Guard, Policy
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Budget
 from guardrail_sdk._local import LocalModel
@@ -53,7 +53,11 @@ class Subject(Protocol):
         ...
 
     def decode(self, ids: Sequence[int], count: int) -> list[float] | None:
-        """Return the seconds of each of `count` tokens said after `ids`; None if it can't."""
+        """Return the seconds a token takes, of `count` said after `ids`; None if none is said."""
+        ...
+
+    def reads(self, rows: Rows) -> int:
+        """Return how many tokens of `rows` are really read."""
         ...
 
 
@@ -66,10 +70,10 @@ class Sdk:
     """
 
     def __init__(self, artifact: Artifact, kernel: Kernel | None) -> None:
-        policy = Policy(max_windows=WINDOWS)
-        ignore: Callable[[CheckEvent, CheckResult], None] = lambda event, result: None  # noqa: E731
+        # Nothing is blocked: it is the verdict that takes time.
+        policy = Policy(max_windows=WINDOWS, input_threshold=1.0, output_threshold=1.0)
         judge = LocalModel(artifact, kernel)
-        self._guard = Guard(judge, policy=policy, hooks=Hooks(after_output=ignore))
+        self._guard = Guard(judge, policy=policy)
         parts = judge._parts()
         self._engine = parts.engine
         self._output_ids = parts.output_ids or tuple(range(len(artifact.manifest.outputs)))
@@ -83,14 +87,14 @@ class Sdk:
 
     def check(self, item: Item) -> None:
         """Check one text."""
-        self._guard.check_sync(item.text)
+        _require_verdict(self._guard.check_sync(item.text))
 
     def check_all(self, items: Sequence[Item], at_once: int) -> None:
         """Check every text in one event loop."""
 
         async def work(waiting: list[Item]) -> None:
             while waiting:
-                await self._guard.check(waiting.pop().text)
+                _require_verdict(await self._guard.check(waiting.pop().text))
 
         async def run() -> None:
             waiting = list(items)
@@ -115,12 +119,23 @@ class Sdk:
         """Have the engine say its likeliest output, as it says categories."""
         if not self._decoder:
             return None
-        times: list[float] = []
-        for said in (1, count + 1):
+
+        def say(tokens: int) -> float:
             began = time.perf_counter()
-            self._engine.answer(ids, self._output_ids, -1, said, Budget())
-            times.append(time.perf_counter() - began)
-        return [(times[1] - times[0]) / count] * count
+            self._engine.answer(ids, self._output_ids, -1, tokens, Budget())
+            return time.perf_counter() - began
+
+        say(1)  # loads the graph that decodes
+        return [(say(count + 1) - say(1)) / count for _ in range(3)]
+
+    def reads(self, rows: Rows) -> int:
+        """Return the tokens after the prefixes that are kept."""
+        return sum(len(row) - len(self._engine._prefix([row])) for row in rows)
+
+
+def _require_verdict(result: CheckResult) -> None:
+    if result.verdict is None:
+        raise RuntimeError(result.decision.reason)
 
 
 class Peer:
@@ -156,6 +171,10 @@ class Peer:
     def decode(self, ids: Sequence[int], count: int) -> list[float] | None:
         """Return None: only decoders say something."""
         return None
+
+    def reads(self, rows: Rows) -> int:
+        """Return all of them: no prefix is kept."""
+        return sum(map(len, rows))
 
 
 class Transformers(Peer):
@@ -216,7 +235,7 @@ class Genai(Peer):
         og = import_module("onnxruntime_genai")
         model = og.Model(str(folder / "genai"))
         params = og.GeneratorParams(model)
-        params.set_search_options(max_length=artifact.manifest.context_length)
+        params.set_search_options(max_length=artifact.manifest.context_length + SPARE)
         self._generator = og.Generator(model, params)
         self.about = f"onnxruntime-genai {version('onnxruntime-genai')}, our ONNX file (INT4)"
 

@@ -59,13 +59,13 @@ def _measure(subject: Subject, model: Model, inputs: Inputs) -> dict[str, object
     grown: list[float] = []
     if inputs.growing:
         grown = _timed(
-            lambda seed: subject.check_growing(inputs.growing, seed), range(_STREAMS), 4 * limit
+            lambda seed: subject.check_growing(inputs.growing, seed), range(_STREAMS), 3 * limit
         )
     ids = next(iter(inputs.lengths.values()))[0].rows[0]
     return {
         "lengths": lengths,
         "tokens": {
-            length: sum(map(len, items[0].rows)) for length, items in inputs.lengths.items()
+            length: subject.reads(items[0].rows) for length, items in inputs.lengths.items()
         },
         "rates": rates,
         "stream": grown,
