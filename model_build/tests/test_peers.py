@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import BertModel, LlamaForCausalLM
 
 from guardrail_model_build import shapes
+from guardrail_model_build.bert import BertConfig
 from guardrail_model_build.gguf_file import q4_0
 from guardrail_model_build.llama import LlamaConfig
 from guardrail_model_build.peers import main, write_peers
@@ -28,7 +29,6 @@ IDS = [5, 17, 99, 250, 41, 300, 8, 77]
 
 @pytest.fixture(scope="module")
 def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny decoder's files, Llama 3's rotary scaling included."""
     out = tmp_path_factory.mktemp("decoder")
     assert main([str(out), "--shape", "tiny"]) == 0
     return out
@@ -115,7 +115,8 @@ def test_the_hugging_face_encoder_gives_the_guard_s_logits(
 ) -> None:
     artifact, out = encoder
     model = unpack(artifact)
-    ids = [1, model.config.markers[0], *IDS]  # type: ignore[union-attr]
+    assert isinstance(model.config, BertConfig)
+    ids = [1, model.config.markers[0], *IDS]
     bert = BertModel.from_pretrained(out / "hf", add_pooling_layer=False).eval()
     segments = torch.tensor([[0] + [1] * (len(ids) - 1)])
     with torch.no_grad():

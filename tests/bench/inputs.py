@@ -74,7 +74,8 @@ def make(
         at_once: How many messages are in flight.
         stream: Whether there is a growing answer.
     """
-    layout = LocalModel(artifact, "int4")._parts().layout
+    # This also lets the SDK choose its kernel, which it does once for a machine.
+    layout = LocalModel(artifact)._parts().layout
     rng = random.Random(1)
     return Inputs(
         proof=[_item(layout, rng, 24) for _ in range(2)],

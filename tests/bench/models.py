@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,7 +19,6 @@ THREADS: Final = _threads()
 """What the SDK runs with, and so everything else."""
 SPARE: Final = 32
 """Positions beyond the context: onnxruntime-genai fills no context to its end."""
-_DONE: Final = "sizes.json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,20 +109,28 @@ def guard_folder(name: str, root: Path) -> Artifact:
 def build(name: str, root: Path) -> Sizes:
     """Make the files of a model, unless they are there already; return its sizes."""
     folder = root / name
-    done = folder / _DONE
+    shape = MODELS[name].shape
+    source = ["--shape", shape] if shape else ["--model", str(find_artifact().folder)]
+    done = folder / f"sizes-{_key(shape)}.json"
     if not done.exists():
-        shape = MODELS[name].shape
-        source = ["--shape", shape] if shape else ["--model", str(find_artifact().folder)]
-        print(f"Making the files of {MODELS[name].title}, once.")
+        print(f"Making the files of {MODELS[name].title}, once.", flush=True)
         command = [sys.executable, "-m", "guardrail_model_build.peers", str(folder), *source]
         subprocess.run(command, check=True)
         if shape is None:
             _write_dynamic_int8(folder)
         else:
-            _write_genai(guard_folder(name, root), folder)
+            _write_genai(guard_folder(name, root))
         sizes = _sizes(guard_folder(name, root), shape)
         done.write_text(json.dumps(sizes), encoding="utf-8")
     return Sizes(**json.loads(done.read_text(encoding="utf-8")))
+
+
+def _key(shape: str | None) -> str:
+    """Return a hash of what a model's files are made from."""
+    if shape is None:
+        return find_artifact().sha256[:16]
+    known = import_module("guardrail_model_build.shapes").SHAPES
+    return hashlib.sha256(repr(known[shape]).encode()).hexdigest()[:16]
 
 
 def _sizes(artifact: Artifact, shape: str | None) -> dict[str, int]:
@@ -154,15 +162,13 @@ def _write_dynamic_int8(folder: Path) -> None:
     )
 
 
-def _write_genai(artifact: Artifact, folder: Path) -> None:
+def _write_genai(artifact: Artifact) -> None:
     """Let onnxruntime-genai run the guard's own graph: it only lacks a configuration."""
     manifest = artifact.manifest
-    target = folder / "genai"
-    target.mkdir(exist_ok=True)
     about = json.loads((artifact.folder / "config.json").read_text(encoding="utf-8"))
     decoder = {
         "session_options": {"intra_op_num_threads": THREADS, "provider_options": []},
-        "filename": f"../{artifact.folder.name}/{artifact.graph.name}",
+        "filename": artifact.graph.name,
         "head_size": manifest.head_dim,
         "hidden_size": about["hidden_size"],
         "num_attention_heads": about["num_attention_heads"],
@@ -195,4 +201,5 @@ def _write_genai(artifact: Artifact, folder: Path) -> None:
         "do_sample": False,
     }
     config = {"model": model, "search": search}
-    (target / "genai_config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    written = json.dumps(config, indent=2)
+    (artifact.folder / "genai_config.json").write_text(written, encoding="utf-8")

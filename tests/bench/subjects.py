@@ -233,7 +233,7 @@ class Genai(Peer):
 
     def __init__(self, artifact: Artifact, folder: Path) -> None:
         og = import_module("onnxruntime_genai")
-        model = og.Model(str(folder / "genai"))
+        model = og.Model(str(artifact.folder))
         params = og.GeneratorParams(model)
         params.set_search_options(max_length=artifact.manifest.context_length + SPARE)
         self._generator = og.Generator(model, params)
