@@ -139,7 +139,7 @@ def _encoder(
     vocabulary, hidden = packed["embedding"].codes.shape
     tokenizer = Tokenizer.from_file(str(artifact.tokenizer))
     epsilon = next(
-        attribute.f
+        float(str(np.float32(attribute.f)))
         for node in graph.node
         if node.op_type == "LayerNormalization"
         for attribute in node.attribute

@@ -22,7 +22,7 @@ from guardrail_model_build.tiny import make, tiny_checkpoint
 from guardrail_model_build.unpack import Packed, unpack
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._judge import Budget
-from guardrail_sdk.artifact import Artifact, open_artifact
+from guardrail_sdk.artifact import Artifact, open_artifact, write_manifest
 
 IDS = [5, 17, 99, 250, 41, 300, 8, 77]
 
@@ -153,6 +153,9 @@ def test_the_encoder_s_gguf_reads_a_message_as_of_one_segment(
 def test_a_decoder_without_its_configuration_is_refused(tmp_path: Path) -> None:
     artifact = make(tmp_path / "guard")
     (artifact.folder / "config.json").unlink()
+    manifest = artifact.manifest
+    files = {name: digest for name, digest in manifest.files.items() if name != "config.json"}
+    write_manifest(artifact.folder, manifest.model_copy(update={"files": files}))
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         write_peers(artifact.folder, tmp_path)
 

@@ -189,7 +189,7 @@ def _write_genai(artifact: Artifact) -> None:
     model = {
         "type": "llama",
         "bos_token_id": 0,
-        "eos_token_id": about["vocab_size"] - 1,
+        "eos_token_id": 0,
         "pad_token_id": 0,
         "vocab_size": len(manifest.outputs),
         "context_length": manifest.context_length + SPARE,
