@@ -212,7 +212,7 @@ def main_table(results: Found) -> Table:
         own = model["subjects"].get(SDK)
         for name, subject in model["subjects"].items():
             if "error" in subject:
-                shown.add_row(name, "[red]no figures: see below[/red]")
+                shown.add_row(name, "[red]no figures[/red]")
                 continue
             times = [_timed(subject, own, length) for length in lengths]
             rates = [_number(subject["rates"].get(str(count)), ".1f") for count in flights]
