@@ -77,8 +77,8 @@ class Sdk:
         parts = judge._parts()
         self._engine = parts.engine
         self._output_ids = parts.output_ids or tuple(range(len(artifact.manifest.outputs)))
-        chosen = kernel or parts.engine._fastest()
-        self.about = f"guardrail-sdk {version('guardrail-sdk')}, {chosen} projections"
+        self._kernel: Kernel = kernel or parts.engine._fastest()
+        self.about = f"guardrail-sdk {version('guardrail-sdk')}, {self._kernel} projections"
         self._decoder = artifact.manifest.family == "llama"
 
     def logits(self, rows: Rows) -> Logits:
@@ -129,8 +129,10 @@ class Sdk:
         return [(say(count + 1) - say(1)) / count for _ in range(3)]
 
     def reads(self, rows: Rows) -> int:
-        """Return the tokens after the prefixes that are kept."""
-        return sum(len(row) - len(self._engine._prefix([row])) for row in rows)
+        """Return the tokens after those whose keys and values are kept."""
+        states = self._engine._load(self._kernel).states
+        kept = [states.past(row) for row in rows]
+        return sum(map(len, rows)) - sum(past[0].shape[2] for past in kept if past)
 
 
 def _require_verdict(result: CheckResult) -> None:
