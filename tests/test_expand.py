@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from guardrail_sdk import Guard, Verdict
+from guardrail_sdk import ArtifactError, Guard, Verdict
 from guardrail_sdk import _protobuf as protobuf
 from guardrail_sdk._engine import Engine
 from guardrail_sdk._expand import Kernel, expand
@@ -103,6 +103,15 @@ def test_rows_have_the_same_logits_in_any_batch(artifact: Artifact, kernel: Kern
     together = engine._read(session, States(), rows, run_options())
     alone = [engine._read(session, States(), [row], run_options())[0] for row in rows]
     np.testing.assert_allclose(together, np.stack(alone), atol=1e-4)
+
+
+def test_a_graph_that_gets_too_large_is_not_made(
+    artifact: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUARDRAIL_CACHE", str(tmp_path))
+    monkeypatch.setattr("guardrail_sdk._expand._LARGEST_MODEL", 1000)
+    with pytest.raises(ArtifactError, match=r"GiB, and onnxruntime takes 2 .* Use int4"):
+        open_session(artifact, "float32", keep=False)
 
 
 def test_a_projection_computes_what_its_rounding_says() -> None:

@@ -44,6 +44,7 @@ _PREFIX: Final = "guardrail.expanded/"
 _WEIGHTS, _VALUES = _PREFIX + "weights/", _PREFIX + "values/"
 _BLOCKS: Final = (16, 32, 64, 128, 256)
 _LARGEST_SIZE: Final = 2**31
+_LARGEST_MODEL: Final = 2**31 - 2**20
 # 255 * 63 * 2 fits 16 bits: CPUs without VNNI add two such products in one 16-bit lane.
 _LARGEST_WEIGHT: Final = 63
 
@@ -97,7 +98,8 @@ def expand(graph: bytes, folder: Path, kernel: Kernel) -> bytes:
         kernel: What to compute with; `int4` returns `graph`.
 
     Raises:
-        ValueError: If `graph` is not an ONNX model of operator set 18 or later.
+        ValueError: If `graph` is not an ONNX model of operator set 18 or later, or the new one
+            is too large.
         OSError: If a file of weights can't be read.
     """
     if kernel == "int4":
@@ -109,8 +111,12 @@ def expand(graph: bytes, folder: Path, kernel: Kernel) -> bytes:
     for field in model:
         if field.number == _GRAPH and isinstance(field.value, memoryview):
             inside = _Expansion(list(protobuf.fields(field.value)), folder).run(kernel)
+            if (size := sum(map(len, inside))) > _LARGEST_MODEL:
+                raise ValueError(
+                    f"it would have {size / 2**30:.1f} GiB, and onnxruntime takes 2 in one piece"
+                )
             # The parts are joined once: they may be hundreds of megabytes.
-            found += [protobuf.opening(_GRAPH, sum(map(len, inside))), *inside]
+            found += [protobuf.opening(_GRAPH, size), *inside]
         else:
             found.append(bytes(field.whole))
     return b"".join(found)

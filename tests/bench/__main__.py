@@ -133,7 +133,7 @@ def _run(script: str, out: Path, *arguments: str | Path) -> dict[str, Any]:
 
 
 def _compare(subjects: Mapping[str, dict[str, Any]], tolerances: Mapping[str, float]) -> None:
-    """Note how far each subject's logits are off those of float32."""
+    """Note how far each subject's logits are off those of the reference."""
     reference = subjects[REFERENCE].get("logits", [])
     for name, subject in subjects.items():
         if "error" not in subject:
@@ -158,8 +158,8 @@ def _comparable(found: Mapping[str, Any], console: Console) -> bool:
     wrong += [
         f"{model['title']}: {name} has no figures: {model['subjects'][name]['error']}"
         for model in found["models"].values()
-        for name in model["subjects"]
-        if name.startswith(report.SDK) and "error" in model["subjects"][name]
+        for name in (REFERENCE, report.SDK)
+        if "error" in model["subjects"].get(name, {})
     ]
     for line in wrong:
         console.print(f"[red]{line}[/red]")

@@ -454,14 +454,14 @@ class Entry:
 
 _ROUNDED: Final = 0.15
 _EXACT: Final = 0.005
-REFERENCE: Final = "sdk float32"
+REFERENCE: Final = "transformers"
 SDK: Final = "sdk"
 _SDKS: Final[Mapping[str, Entry]] = {
-    REFERENCE: Entry(open=lambda model, _: Sdk(model, "float32"), tolerance=_EXACT),
+    REFERENCE: Entry(open=Transformers, tolerance=_EXACT),
+    "sdk float32": Entry(open=lambda model, _: Sdk(model, "float32"), tolerance=_EXACT),
     "sdk int4": Entry(open=lambda model, _: Sdk(model, "int4"), tolerance=_ROUNDED),
     "sdk int8": Entry(open=lambda model, _: Sdk(model, "int8"), tolerance=_ROUNDED),
     SDK: Entry(open=lambda model, _: Sdk(model, None), tolerance=_ROUNDED),
-    "transformers": Entry(open=Transformers, tolerance=_EXACT),
 }
 _LLAMA_CPP: Final = Entry(open=LlamaCpp, tolerance=_ROUNDED)
 _ENCODERS: Final[Mapping[str, Entry]] = {
