@@ -166,7 +166,7 @@ def _write_genai(artifact: Artifact) -> None:
     """Let onnxruntime-genai run the guard's own graph: it only lacks a configuration."""
     manifest = artifact.manifest
     about = json.loads((artifact.folder / "config.json").read_text(encoding="utf-8"))
-    decoder = {
+    decoder: dict[str, object] = {
         "session_options": {"intra_op_num_threads": THREADS, "provider_options": []},
         "filename": artifact.graph.name,
         "head_size": manifest.head_dim,
@@ -186,7 +186,7 @@ def _write_genai(artifact: Artifact) -> None:
             "present_value_names": "present.%d.value",
         },
     }
-    model = {
+    model: dict[str, object] = {
         "type": "llama",
         "bos_token_id": 0,
         "eos_token_id": 0,
@@ -195,7 +195,7 @@ def _write_genai(artifact: Artifact) -> None:
         "context_length": manifest.context_length + SPARE,
         "decoder": decoder,
     }
-    search = {
+    search: dict[str, object] = {
         "max_length": manifest.context_length + SPARE,
         "past_present_share_buffer": True,
         "do_sample": False,

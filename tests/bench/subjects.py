@@ -259,6 +259,10 @@ class Genai(Peer):
         return times
 
 
+def _ignore(_level: int, _text: bytes, _data: object) -> None:
+    """Take a line of llama.cpp's log."""
+
+
 class LlamaCpp(Peer):
     """llama.cpp on the same INT4 codes as Q4_0; of an encoder, the backbone."""
 
@@ -267,7 +271,7 @@ class LlamaCpp(Peer):
         self._cpp = cpp
         self._encoder = artifact.manifest.family == "encoder"
         self._outputs = len(artifact.manifest.outputs)
-        self._silence = cpp.llama_log_callback(lambda level, text, data: None)
+        self._silence = cpp.llama_log_callback(_ignore)
         cpp.llama_log_set(self._silence, None)
         cpp.llama_backend_init()
         model = cpp.llama_model_load_from_file(

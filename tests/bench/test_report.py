@@ -14,7 +14,13 @@ from rich.console import Console
 def _subject(ms: float, **other: object) -> dict[str, Any]:
     """Return a subject that takes so many milliseconds for 64 tokens, but for one slow run."""
     lengths = {"64": [ms / 1000, 1.0, ms / 1000]}
-    figures = {"lengths": lengths, "tokens": {"64": 70}, "rates": {}, "stream": [], "decode": None}
+    figures: dict[str, object] = {
+        "lengths": lengths,
+        "tokens": {"64": 70},
+        "rates": {},
+        "stream": [],
+        "decode": None,
+    }
     return {"about": "", "peak_mib": 100.0, "off_by": 0.01, **figures, **other}
 
 
