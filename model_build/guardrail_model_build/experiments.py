@@ -70,7 +70,8 @@ class Outcome(BaseModel):
     recall: dict[str, float]
     """Recall at a false-positive rate of 5 %."""
     f1: dict[str, float]
-    """F1 at the threshold, one for prompts and one for responses, that is best on validation."""
+    """F1 at the threshold, one for prompts and one for responses, that is best on validation;
+    none for a file with rows of a side that validation lacks."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,11 +224,13 @@ def _outcome(workspace: Workspace, plan: Run, folder: Path) -> Outcome:
         auprc[group] = round(float(average_precision_score(unsafe, margins)), 4)
         rates, found, _ = roc_curve(unsafe, margins)
         recall[group] = round(float(found[rates <= _FPR].max()), 4)
-        sides = [_SIDE_OF[row.target] for row in rows]
-        # Validation comes first: what other files are measured at was chosen without them.
-        thresholds.setdefault(sides[0], _best_threshold(unsafe, margins))
-        flagged = margins >= np.array([thresholds[side] for side in sides])
-        f1[group] = round(float(f1_score(unsafe, flagged, zero_division=0)), 4)
+        sides: list[Stage] = [_SIDE_OF[row.target] for row in rows]
+        if group in ("input", "output"):
+            # Validation, which comes first: other files are measured at its thresholds.
+            thresholds[sides[0]] = _best_threshold(unsafe, margins)
+        if thresholds.keys() >= set(sides):
+            flagged = margins >= np.array([thresholds[side] for side in sides])
+            f1[group] = round(float(f1_score(unsafe, flagged)), 4)
     words = checkpoint.weights["model.embed_tokens.weight"].numel()
     total = sum(weight.numel() for weight in checkpoint.weights.values())
     timing = checkpoint.updated(model) if plan.timed else None
@@ -307,7 +310,7 @@ def table(name: Name, outcomes: Sequence[Outcome]) -> Table:
             "" if outcome.milliseconds is None else f"{outcome.milliseconds:g}",
             *(f"{outcome.auprc[group]:.3f}" for group in groups),
             *(f"{outcome.recall[group]:.3f}" for group in groups),
-            *(f"{outcome.f1[group]:.3f}" for group in groups),
+            *(f"{outcome.f1[group]:.3f}" if group in outcome.f1 else "" for group in groups),
         )
     return shown
 

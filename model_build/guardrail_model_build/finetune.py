@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from guardrail_model_build.checkpoint import Checkpoint
@@ -35,7 +36,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     asked = [encoder.encode(row) for row in student_rows(workspace)]
     teachers: list[Checkpoint] = []
     logits: list[list[Tensor]] = []
-    metrics: list[Metrics] = []
+    metrics: list[JsonValue] = []
     for number in range(recipe.teachers):
         kept = _teach(recipe, base, examples, number, out)
         teachers.append(Checkpoint.load(kept))
@@ -47,7 +48,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         for example, *values in zip(asked, *logits, strict=True)
     }
     torch.save(by_id, out / "logits.pt")
-    return {f"teacher {number + 1}": each for number, each in enumerate(metrics)}
+    return {f"teacher {number}": each for number, each in enumerate(metrics, 1)}
 
 
 def _teach(

@@ -135,7 +135,8 @@ def test_the_encoder_s_float32_graph_gives_the_guard_s_logits(
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(out / "float32.onnx", options)
-    found = session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    found = np.asarray(session.run(["logits"], feed)[0])
     np.testing.assert_allclose(found[0], _logits(artifact, ids[0].tolist()), atol=1e-4)
 
 
