@@ -288,10 +288,41 @@ def test_outputs_are_read_and_redacted_in_a_copy(
     assert type(redacted) is type(original)
     if text:
         gone = codec.read_output(redacted)
+        assert isinstance(gone, str)
         assert set(gone.split("\n\n")) == {"gone"}
         for word in ("said", "one", "two", "think", "say", '{"a'):
             assert word not in text or word not in repr(redacted).replace("gone", "")
     assert repr(original) == before
+
+
+CHOICES: dict[str, tuple[object, dict[int | None, str]]] = {
+    "a second choice": (chunk({"content": "said"}, index=1), {None: "", 1: "said"}),
+    "an old stream": ({"choices": [{"index": 2, "text": "said"}]}, {None: "", 2: "said"}),
+    "two choices": (
+        {"choices": [{"index": 0, "text": "first"}, {"index": 1, "delta": {"refusal": "second"}}]},
+        {None: "first", 1: "second"},
+    ),
+    "one choice twice": (
+        {"choices": [{"index": 1, "text": "first"}, {"index": 1, "text": "second"}]},
+        {None: "", 1: "firstsecond"},
+    ),
+    "beside a choice": (
+        {"choices": [{"index": 1, "text": "first"}], "citations": "second"},
+        {None: "second", 1: "first"},
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "texts"), CHOICES.values(), ids=CHOICES.keys())
+@pytest.mark.parametrize("convert", [same, objects, namespaces], ids=["", "models", "any"])
+def test_the_choices_of_a_chunk_are_read_apart(
+    value: object, texts: dict[int | None, str], convert: Callable[[object], object]
+) -> None:
+    original = convert(value)
+
+    assert codec.read_output(original) == texts
+    redacted = repr(codec.write_output(original, "gone"))
+    assert not any(text in redacted for text in filter(None, texts.values()))
 
 
 def test_redacting_clears_the_tokens_and_the_reason_to_call() -> None:
@@ -323,8 +354,7 @@ REFUSED_OUTPUTS: dict[str, object] = {
     "audio": completion({"content": None, "audio": {"data": CANARY}}),
     "a strange choice": {"choices": [{"index": 0, "content": CANARY}]},
     "a strange delta": chunk({"speech": CANARY}),
-    "a second choice of a stream": chunk({"content": CANARY}, index=1),
-    "a second choice of an old stream": {"choices": [{"index": 1, "text": CANARY}]},
+    "a strange index": {"choices": [{"index": CANARY, "delta": {}}]},
     "content of something else": {"content": {"text": CANARY}},
     "an image": AIMessage([{"type": "image_url", "image_url": {"url": CANARY}}]),
     "tool calls that are no list": {"content": "hi", "tool_calls": CANARY},

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncGenerator, Generator, Iterator
+from collections.abc import AsyncGenerator, Generator, Hashable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import cast
 
 import anyio
 import pytest
@@ -20,6 +21,7 @@ from guardrail_sdk import (
     CheckEvent,
     CheckResult,
     ConfigError,
+    DefaultCodec,
     Guard,
     Hooks,
     Policy,
@@ -262,6 +264,174 @@ def test_lookbehind_keeps_chunks_without_text_in_their_place() -> None:
     assert [id(chunk) for chunk in released] == [id(chunk) for chunk in chunks]
 
 
+class Lanes(DefaultCodec):
+    """Chunks are dicts from a lane's name to its piece."""
+
+    def read_output(self, value: object) -> Mapping[Hashable, str]:
+        return cast("dict[Hashable, str]", value)
+
+    def write_output(self, value: object, text: str) -> object:
+        return dict.fromkeys(cast("dict[Hashable, str]", value), text)
+
+
+# Each lane has an alphabet of its own, so that one sees which a verdict is of.
+ALPHABETS = {"a": "aA. ", "b": "bB!\t", "c": "cC?\n"}
+
+
+@st.composite
+def lane_chunks(draw: st.DrawFn, most: int = 200) -> list[dict[str, str]]:
+    """Pieces of up to three lanes, in any mixture."""
+    pieces = {
+        lane: st.tuples(st.text(alphabet, min_size=1, max_size=3), st.integers(0, most)).map(
+            lambda pair: (pair[0] * 200)[: pair[1]]
+        )
+        for lane, alphabet in ALPHABETS.items()
+    }
+    chunk = st.fixed_dictionaries({}, optional=pieces)
+    return draw(st.lists(chunk, max_size=30))
+
+
+def lanes_of(chunks: list[dict[str, str]], guard: Guard) -> Iterator[dict[str, str]]:
+    def chat(prompt: str) -> Iterator[dict[str, str]]:
+        yield from chunks
+
+    return guard.wrap(chat, codec=Lanes())("hello")
+
+
+def texts_of(chunks: Iterable[dict[str, str]]) -> dict[str, str]:
+    texts = dict.fromkeys(ALPHABETS, "")
+    for chunk in chunks:
+        for lane, piece in chunk.items():
+            texts[lane] += piece
+    return texts
+
+
+@few
+@given(chunks=lane_chunks(), policy=st.sampled_from([Policy(), LOOKBEHIND]))
+def test_an_allowed_stream_of_lanes_is_its_source(
+    chunks: list[dict[str, str]], policy: Policy
+) -> None:
+    released = list(lanes_of(chunks, Guard(model=FakeModel(), policy=policy)))
+
+    assert [id(chunk) for chunk in released] == [id(chunk) for chunk in chunks]
+
+
+@few
+@given(chunks=lane_chunks(), policy=st.sampled_from([Policy(), LOOKBEHIND]))
+def test_no_character_of_a_lane_is_released_before_a_verdict_that_covers_it(
+    chunks: list[dict[str, str]], policy: Policy
+) -> None:
+    whole = texts_of(chunks)
+    covered = dict.fromkeys(ALPHABETS, 0)
+    released: list[dict[str, str]] = []
+
+    def note(event: CheckEvent, result: CheckResult) -> None:
+        judged = event.conversation[-1].content
+        (lane,) = [lane for lane in whole if judged[0] in ALPHABETS[lane]]
+        assert result.verdict is not None
+        span = result.verdict.span
+        assert whole[lane][span.start : span.end] == judged
+        assert span.start <= max(0, covered[lane] - TAIL_CHARS) or policy.stream == "lookbehind"
+        assert span.start <= covered[lane] < span.end
+        covered[lane] = span.end
+
+    guard = Guard(model=FakeModel(), policy=policy, hooks=Hooks(after_output=note))
+    for chunk in lanes_of(chunks, guard):
+        released.append(chunk)
+        for lane, text in texts_of(released).items():
+            assert len(text) <= covered[lane]
+
+
+@few
+@given(before=lane_chunks(), after=lane_chunks(), policy=st.sampled_from([Policy(), LOOKBEHIND]))
+def test_what_is_unsafe_in_a_lane_never_leaves_however_it_is_interleaved(
+    before: list[dict[str, str]], after: list[dict[str, str]], policy: Policy
+) -> None:
+    unsafe = [{"a": piece, "b": "!"} for piece in BAD]
+    released: list[dict[str, str]] = []
+
+    guard = Guard(model=FakeModel([BAD]), policy=policy)
+    with pytest.raises(Blocked):
+        released.extend(lanes_of([*before, *unsafe, *after], guard))
+
+    assert released == [*before, *unsafe][: len(released)]
+    assert BAD not in texts_of(released)["a"]
+
+
+@few
+@given(before=lane_chunks(), after=lane_chunks(), mode=st.sampled_from(["hold", "lookbehind"]))
+def test_redacting_one_lane_leaves_the_chunks_of_others_as_they_are(
+    before: list[dict[str, str]], after: list[dict[str, str]], mode: str
+) -> None:
+    chunks = [*before, {"a": BAD}, *after]
+    policy = REDACT.model_copy(update={"stream": mode})
+
+    released = list(lanes_of(chunks, Guard(model=FakeModel([BAD]), policy=policy)))
+
+    assert len(released) == len(chunks)
+    for chunk, source in zip(released, chunks, strict=True):
+        assert chunk is source or "a" in source
+        assert set(chunk) == set(source)
+    texts = texts_of(released)
+    assert not set(BAD) & set(texts["a"].replace(REDACTED, ""))
+    assert texts["a"].count(REDACTED) == 1
+
+
+@few
+@given(chunks=lane_chunks())
+def test_flag_holds_no_lane(chunks: list[dict[str, str]]) -> None:
+    judged: list[str] = []
+
+    def note(event: CheckEvent, result: CheckResult) -> None:
+        assert result.verdict is not None
+        judged.append(event.conversation[-1].content)
+
+    guard = Guard(model=FakeModel(), policy=Policy(stream="flag"), hooks=Hooks(after_output=note))
+    pulled: list[dict[str, str]] = []
+
+    def chat(prompt: str) -> Iterator[dict[str, str]]:
+        for chunk in chunks:
+            pulled.append(chunk)
+            yield chunk
+
+    released: list[dict[str, str]] = []
+    for chunk in guard.wrap(chat, codec=Lanes())("hi"):
+        released.append(chunk)
+        assert released == pulled
+    seen = "".join(judged)
+    for text in texts_of(chunks).values():
+        assert all(seen.count(char) >= text.count(char) for char in set(text))
+
+
+@few
+@given(chunks=lane_chunks(most=40))
+def test_the_cost_of_lanes_is_linear_too(chunks: list[dict[str, str]]) -> None:
+    """A lane closes early only after others have grown: at worst each pays for the other."""
+    model = FakeModel()
+
+    list(lanes_of(chunks, Guard(model=model)))
+
+    judged = sum(len(conversation[-1].content) for conversation in model.seen[1:])
+    total = sum(map(len, texts_of(chunks).values()))
+    assert judged <= 10 * total + len(ALPHABETS) * TAIL_CHARS
+
+
+@pytest.mark.parametrize("policy", [Policy(), LOOKBEHIND], ids=["hold", "lookbehind"])
+def test_a_lane_that_falls_silent_does_not_hold_up_the_others(policy: Policy) -> None:
+    pulled: list[str] = []
+
+    def chat(prompt: str) -> Iterator[dict[str, str]]:
+        for lane in ["a", *"b" * 100]:
+            pulled.append(lane)
+            yield {lane: "Ten chars "}
+
+    stream = Guard(model=FakeModel(), policy=policy).wrap(chat, codec=Lanes())("hi")
+
+    assert [*next(stream)] == ["a"]
+    assert [*next(stream)] == ["b"]
+    assert 10 * len(pulled) <= 4 * MAX_CHARS
+
+
 @few
 @given(before=st.integers(0, 900), size=st.integers(1, 50))
 def test_words_that_span_two_windows_are_seen(before: int, size: int) -> None:
@@ -351,17 +521,15 @@ def test_the_cost_is_linear_in_the_length_of_the_stream() -> None:
 def test_a_window_closes_at_a_sentence_end_or_when_it_is_full() -> None:
     window: StreamWindow[str] = StreamWindow(min_chars=10, max_chars=20, tail_chars=5)
 
-    assert window.push("Hi. ", "a") is None
-    assert window.push("This is", "b") is None
-    sentence = window.push(" it! ", "c")
-    assert sentence is not None
+    assert not window.push({1: "Hi. "}, "a")
+    assert not window.push({1: "This is"}, "b")
+    (sentence,) = window.push({1: " it! "}, "c")
     window.passed(sentence)
-    full = window.push("x" * 20, "d")
-    assert full is not None
+    (full,) = window.push({1: "x" * 20}, "d")
 
     assert (sentence.text, sentence.tail, sentence.start) == ("Hi. This is it! ", "", 0)
     assert (full.text, full.tail, full.start) == ("x" * 20, " it! ", 11)
-    assert window.flush() is None
+    assert not window.flush()
 
 
 def test_a_tail_may_grow_before_it_is_cut() -> None:
@@ -370,8 +538,7 @@ def test_a_tail_may_grow_before_it_is_cut() -> None:
     )
     judged: list[tuple[int, str]] = []
     for text in ("aaaa", "bbbb", "cccc", "dddd", "eeee", "ffff"):
-        closed = window.push(text, text)
-        assert closed is not None
+        (closed,) = window.push({1: text}, text)
         judged.append((closed.start, closed.judged))
         window.passed(closed)
 
@@ -387,12 +554,11 @@ def test_a_tail_may_grow_before_it_is_cut() -> None:
 
 def test_after_a_redacted_window_nothing_of_it_is_judged_again() -> None:
     window: StreamWindow[str] = StreamWindow(min_chars=1, max_chars=5, tail_chars=5)
-    first = window.push("secret", "a")
-    assert first is not None
-    window.replaced(first)
-    second = window.push("public", "b")
-    assert second is not None
+    (first,) = window.push({1: "secret"}, "a")
+    window.replaced(first, "gone")
+    (second,) = window.push({1: "public"}, "b")
 
+    assert list(window.leaving()) == [("a", "gone")]
     assert (second.judged, second.start) == ("public", 6)
 
 
@@ -400,8 +566,8 @@ def test_after_a_redacted_window_nothing_of_it_is_judged_again() -> None:
 def test_sentences_end_in_many_scripts(end: str) -> None:
     window: StreamWindow[str] = StreamWindow(min_chars=5, max_chars=100)
 
-    assert window.push("12345", "a") is None
-    assert window.push(end, "b") is not None
+    assert not window.push({1: "12345"}, "a")
+    assert window.push({1: end}, "b")
 
 
 def test_chunks_without_text_keep_their_place() -> None:

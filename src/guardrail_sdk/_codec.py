@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Final, Protocol, cast
 
 from guardrail_sdk._errors import MessageError
@@ -32,8 +32,12 @@ class Codec(Protocol):
         """Return the call's arguments with the last message's text replaced by `text`."""
         ...
 
-    def read_output(self, value: object) -> str:
-        """Return all the text of what the function returned, or of one chunk of its stream."""
+    def read_output(self, value: object) -> str | Mapping[Hashable, str]:
+        """Return all the text of what the function returned, or of one chunk of its stream.
+
+        Where chunks hold pieces of several texts, such as of several answers, it is a mapping
+        from what names each text to its piece: each is judged for itself.
+        """
         ...
 
     def write_output(self, value: object, text: str) -> object:
@@ -71,8 +75,11 @@ class DefaultCodec:
             return args, {**kwargs, key: redacted}
         return (*args[:key], redacted, *args[key + 1 :]), kwargs
 
-    def read_output(self, value: object) -> str:
-        """Return all the text of a value or chunk: what is said, thought, refused and called."""
+    def read_output(self, value: object) -> str | Mapping[Hashable, str]:
+        """Return all the text of a value or chunk: what is said, thought, refused and called.
+
+        If a chunk has other choices than the first, it is a mapping with the text of each.
+        """
         return output_text(value)
 
     def write_output(self, value: object, text: str) -> object:

@@ -7,7 +7,7 @@ text slips by unjudged.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from datetime import date, time
 from decimal import Decimal
 from enum import Enum
@@ -252,8 +252,11 @@ def _jsonable(value: object) -> object:
     return fields if found is None else list(found)
 
 
-def output_text(value: object) -> str:
+def output_text(value: object) -> str | Mapping[Hashable, str]:
     """Return all the text of what a chat function returned, or of one chunk of its stream.
+
+    Of a chunk with other choices than the first, it is each choice's text by its index; what else
+    the chunk says is by None, with the first choice's text.
 
     Raises:
         MessageError: If it can't be understood; says why.
@@ -263,21 +266,33 @@ def output_text(value: object) -> str:
     choices = items(field(value, "choices"))
     if choices is None:
         return message_text(value, "" if _is_piece(value) else "\n")
-    texts = [_choice_text(choice, alone=len(choices) == 1) for choice in choices]
-    return "\n\n".join(filter(None, [*texts, *_said(value, ("choices",))]))
+    texts = [_choice_text(choice) for choice in choices]
+    whole = any(field(choice, "message") is not None for choice in choices)
+    indices = [None if whole else _index(choice) for choice in choices]
+    rest = _said(value, ("choices",))
+    if not any(indices):
+        return "\n\n".join(filter(None, [*texts, *rest]))
+    of: dict[Hashable, str] = {}
+    for index, text in zip(indices, texts, strict=True):
+        of[index] = of.get(index, "") + text
+    of[None] = "\n\n".join(filter(None, [of.get(None, ""), *rest]))
+    return of
 
 
-def _choice_text(choice: object, alone: bool) -> str:
+def _index(choice: object) -> int | None:
+    """Return the index of a choice; None for the first."""
+    index = field(choice, "index")
+    if index is None or isinstance(index, int):
+        return index or None
+    raise MessageError(f"A choice's index is {type(index).__name__}: pass a codec.")
+
+
+def _choice_text(choice: object) -> str:
     message, delta, text = (field(choice, name) for name in ("message", "delta", "text"))
     rest = _unknown(choice, ("message", "delta", "text"))
     if message is not None:
         texts = [message_text(message), _delta_text(delta), _plain(text), *rest]
         return "\n".join(filter(None, texts))
-    if field(choice, "index") and (delta is not None or alone):
-        raise MessageError(
-            "The stream interleaves several choices, which can't be judged piece by piece: "
-            "use n=1, or no stream."
-        )
     if isinstance(text, str) or has(choice, "delta"):
         return "".join([_delta_text(delta), _plain(text), *rest])
     raise MessageError("A choice holds neither message, delta nor text: pass a codec.")

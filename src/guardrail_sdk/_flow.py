@@ -8,7 +8,15 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Collection,
+    Generator,
+    Hashable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeAlias, TypeVar
@@ -300,72 +308,64 @@ class GuardedCall:
                     return ended
                 chunk = yield Call(step or source.next)
                 ended = chunk if isinstance(chunk, Ended) else None
-                closed = window.flush() if ended else window.push(self._chunk_text(chunk), chunk)
+                closed = window.flush() if ended else window.push(self._texts(chunk), chunk)
                 if mode == "flag":
                     yield from self._report(closed, window, conversation)
                     ready.extend(() if ended else (chunk,))
                     continue
-                if closed is not None:
-                    passed = yield from self._pass(closed, window, conversation)
-                    if isinstance(passed, Blocked):
-                        return passed
-                    ready.extend(passed)
-                if ended is not None:
-                    ready.extend(window.rest())
+                blocked = yield from self._judge(closed, window, conversation)
+                if blocked is not None:
+                    return blocked
+                ready.extend(self._leaving(window))
         finally:
             # What has left is reported, also where the reader hangs up or the source fails.
             if mode == "flag":
                 yield from self._report(window.flush(), window, conversation)
 
     def _report(
-        self,
-        closed: Window[object] | None,
-        window: StreamWindow[object],
-        conversation: Conversation,
+        self, closed: Sequence[Window], window: StreamWindow[object], conversation: Conversation
     ) -> Flow[None]:
-        """Judge a window that is let through whatever the verdict."""
-        if closed is not None:
-            yield from self._judge(closed, conversation)
-            window.passed(closed)
-
-    def _pass(
-        self, closed: Window[object], window: StreamWindow[object], conversation: Conversation
-    ) -> Flow[Sequence[object] | Blocked]:
-        """Judge a window; return the chunks that may be released."""
-        result = yield from self._judge(closed, conversation)
-        if result is not None and result.blocked:
-            return Blocked(result.decision, result.verdict)
-        if result is not None and result.decision.action is Action.REDACT:
-            return self._redacted(window.replaced(closed))
-        return window.passed(closed)
+        """Judge windows whose chunks have left, or leave whatever the verdict."""
+        for each in closed:
+            yield from self._check_window(each, conversation)
+            window.passed(each)
+        for _ in window.leaving():
+            pass
 
     def _judge(
-        self, closed: Window[object], conversation: Conversation
-    ) -> Flow[CheckResult | None]:
-        """Judge a window's text, if it has any."""
-        if not closed.text:
-            return None
-        judged = [*conversation, Message(role="assistant", content=closed.judged)]
-        return (yield from self.checks.check(judged, offset=closed.start))
+        self, closed: Sequence[Window], window: StreamWindow[object], conversation: Conversation
+    ) -> Flow[Blocked | None]:
+        """Judge windows, and note what becomes of each; return the first block."""
+        for each in closed:
+            result = yield from self._check_window(each, conversation)
+            if result.blocked:
+                return Blocked(result.decision, result.verdict)
+            if result.decision.action is Action.REDACT:
+                window.replaced(each, REDACTED)
+            else:
+                window.passed(each)
+        return None
 
-    def _redacted(self, chunks: Sequence[tuple[object, str]]) -> list[object]:
-        """Return the chunks with their text replaced once, the others emptied."""
-        redacted: list[object] = []
-        text = REDACTED
-        for chunk, old in chunks:
-            if not old:
-                redacted.append(chunk)
-                continue
-            written = self.codec.write_output(chunk, text)
-            if written != "" or not isinstance(written, str):
-                redacted.append(written)
-            text = ""
-        return redacted
+    def _check_window(self, window: Window, conversation: Conversation) -> Flow[CheckResult]:
+        judged = [*conversation, Message(role="assistant", content=window.judged)]
+        return (yield from self.checks.check(judged, offset=window.start))
 
-    def _chunk_text(self, chunk: object) -> str:
+    def _leaving(self, window: StreamWindow[object]) -> Iterator[object]:
+        """Yield the chunks that may leave, redacted where they must be."""
+        for chunk, redaction in window.leaving():
+            released = chunk if redaction is None else self.codec.write_output(chunk, redaction)
+            # Of a stream of strings, nothing is left of those whose text was replaced before.
+            if redaction is None or released != "" or not isinstance(released, str):
+                yield released
+
+    def _texts(self, chunk: object) -> Mapping[Hashable, str]:
+        """Return a chunk's piece of each text of its stream; where there is but one, by None."""
         if chunk is None or "output" not in self.stages:
-            return ""
-        return _checked_text(self.codec.read_output(chunk))
+            return {}
+        read = self.codec.read_output(chunk)
+        if not isinstance(read, Mapping):
+            return {None: _checked_text(read)}
+        return {key: _checked_text(text) for key, text in read.items()}
 
     def _admit(self, args: Args, kwargs: Kwargs) -> Flow[Admitted | Blocked]:
         """Read the input now, and return the flow that judges it."""
@@ -398,7 +398,9 @@ class GuardedCall:
         """Judge a whole output; return it, its redacted copy, or the block."""
         if "output" not in self.stages:
             return value
-        text = _checked_text(self.codec.read_output(value))
+        read = self.codec.read_output(value)
+        texts = map(_checked_text, read.values() if isinstance(read, Mapping) else (read,))
+        text = "\n\n".join(filter(None, texts))
         judged = [*conversation, Message(role="assistant", content=text)]
         result = yield from self.checks.check(judged)
         if result.blocked:
@@ -495,7 +497,10 @@ def _emit(item: object, source: Source, *, over: bool) -> Flow[Callable[[], obje
 def _checked_text(text: object) -> str:
     if isinstance(text, str):
         return text
-    raise MessageError(f"The codec read {type(text).__name__}: read_output must return a string.")
+    raise MessageError(
+        f"The codec read {type(text).__name__}: read_output must return a string, or a mapping "
+        "to strings."
+    )
 
 
 def is_live(value: object) -> bool:
