@@ -217,7 +217,7 @@ class Conformance(ABC):
         told: list[str] = []
 
         def tell(text: str) -> None:
-            if text and not told:
+            if text and not any(told):
                 at_first()
             told.append(text)
 
