@@ -292,14 +292,15 @@ def plot(results: Found, path: Path) -> None:
 
     matplotlib = import_module("matplotlib")
     matplotlib.use("Agg")
-    pyplot = import_module("matplotlib.pyplot")
+    pyplot, ticker = import_module("matplotlib.pyplot"), import_module("matplotlib.ticker")
     models: Mapping[str, Found] = results["models"]
     figure, axes = pyplot.subplots(
-        1, len(models), figsize=(5.2 * len(models), 4.6), squeeze=False, layout="constrained"
+        1, len(models), figsize=(5.2 * len(models), 5.4), squeeze=False, layout="constrained"
     )
     for axis, model in zip(axes[0], models.values(), strict=True):
-        for name, subject in model["subjects"].items():
-            points = [(n, median_ms(subject, n)) for n in map(int, subject.get("lengths", {}))]
+        drawn = {name: one for name, one in model["subjects"].items() if one.get("lengths")}
+        for name, subject in drawn.items():
+            points = [(n, median_ms(subject, n)) for n in map(int, subject["lengths"])]
             own = name.startswith(SDK)
             axis.plot(
                 [length for length, _ in points],
@@ -312,8 +313,13 @@ def plot(results: Found, path: Path) -> None:
             )
         axis.set(xscale="log", yscale="log", xlabel="tokens of the message", title=model["title"])
         axis.set_ylabel("ms to the verdict, median")
-        axis.grid(visible=True, alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.set_xticks(sorted(map(int, _lengths(model))))
+        axis.xaxis.set_major_formatter(ticker.ScalarFormatter())
+        axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
+        axis.yaxis.set_minor_formatter(ticker.LogFormatter(minor_thresholds=(2, 0.5)))
+        axis.xaxis.set_minor_locator(ticker.NullLocator())
+        axis.grid(visible=True, which="both", alpha=0.2)
+        axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     figure.suptitle(results["probe"]["machine"], fontsize=8)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
