@@ -84,14 +84,18 @@ def _recipe(workspace: Workspace) -> str:
     )
     lowest = recipe.finetune.frozen_blocks
     frozen = f"s and its lowest {lowest} blocks" if lowest else "s"
+    count = recipe.teachers
+    several = (
+        f", {count} times in {count} orders: the mean of weights and logits," if count > 1 else ""
+    )
     return f"""## How it was made
 
 By `model_build/recipes/{name}.yaml`, after *Llama Guard 3-1B-INT4*
 (arXiv 2411.17713), seed {recipe.seed}:
 
 1. {_reduced(workspace)}
-2. The teacher is the whole base, fine-tuned on {teacher:,} tokens; its word embedding{frozen}
-   stayed as they were. So it is of the student's own size,
+2. The teacher is the whole base, fine-tuned{several} on {teacher:,} tokens; its word
+   embedding{frozen} stayed as they were. So it is of the student's own size,
    where the paper distils from a model seven times as large.
 3. Kept were {recipe.prune.mlp} MLP neurons a block (by mean l2 norm) and these blocks (by
    1 - E[cos(x_in, x_out)]): {blocks}.

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor
 
 from guardrail_model_build.checkpoint import Checkpoint
@@ -28,6 +27,9 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     With several teachers, the weights written are their mean (*Model soups*, arXiv 2203.05482)
     and the logits are the mean of theirs (*Distilling the Knowledge in a Neural Network*, arXiv
     1503.02531, section 5): one model to prune, and a better one to learn from.
+
+    Returns:
+        Steps and tokens of all teachers together, and the mean of their losses.
     """
     recipe = workspace.recipe
     base = workspace.checkpoint("base")
@@ -36,7 +38,7 @@ def run(workspace: Workspace, out: Path) -> Metrics:
     asked = [encoder.encode(row) for row in student_rows(workspace)]
     teachers: list[Checkpoint] = []
     logits: list[list[Tensor]] = []
-    metrics: list[JsonValue] = []
+    metrics: list[dict[str, float]] = []
     for number in range(recipe.teachers):
         kept = _teach(recipe, base, examples, number, out)
         teachers.append(Checkpoint.load(kept))
@@ -48,7 +50,8 @@ def run(workspace: Workspace, out: Path) -> Metrics:
         for example, *values in zip(asked, *logits, strict=True)
     }
     torch.save(by_id, out / "logits.pt")
-    return {f"teacher {number}": each for number, each in enumerate(metrics, 1)}
+    taken = {name: sum(each[name] for each in metrics) for name in metrics[0]}
+    return taken | {name: taken[name] / len(metrics) for name in ("first_loss", "last_loss")}
 
 
 def _teach(
