@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from json import JSONDecodeError
@@ -89,10 +89,12 @@ class BodyCodec:
             raise MessageError("The request has none of the fields that its messages may be in.")
         return lists, texts
 
-    def read_output(self, value: object) -> str:
-        """Return the text of a piece of the response."""
+    def read_output(self, value: object) -> str | Mapping[Hashable, str]:
+        """Return the text of a piece of the response; of a chunk, that of each choice."""
         piece = _piece(value)
         text = self._payload_text(piece)
+        if isinstance(text, Mapping):
+            return {**text, "aside": piece.aside}
         return "\n".join(filter(None, (text, piece.aside)))
 
     def write_output(self, value: object, text: str) -> Piece:
@@ -105,7 +107,7 @@ class BodyCodec:
         is_json = isinstance(content, list) or content != piece.payload
         return piece.holding(json.dumps(text) if is_json else text)
 
-    def _payload_text(self, piece: Piece) -> str:
+    def _payload_text(self, piece: Piece) -> str | Mapping[Hashable, str]:
         content = _content(piece)
         if isinstance(content, str):
             return content
@@ -128,7 +130,7 @@ class BodyCodec:
             "where its text is."
         )
 
-    def _read_chat(self, fields: object) -> str:
+    def _read_chat(self, fields: object) -> str | Mapping[Hashable, str]:
         try:
             return self._shapes.read_output(fields)
         except MessageError as error:

@@ -209,6 +209,15 @@ def test_what_cannot_be_redacted_is_withheld(text: object, body: bytes) -> None:
     assert ask(guarded(Says([body], "application/json"), guard, text=text)).status == 500
 
 
+def test_choices_that_are_interleaved_are_judged_each() -> None:
+    choices = [(index, text) for letter in BAD for index, text in ((0, "x"), (1, letter))]
+    body = data(
+        *(json.dumps({"choices": [{"index": i, "delta": {"content": t}}]}) for i, t in choices)
+    )
+    answered = ask(guarded(Says([body])))
+    assert answered.error["type"] == "guardrail_blocked"
+
+
 def test_a_stream_that_has_begun_ends_in_an_error_event() -> None:
     app = Says([sse(LONG), sse("A "), sse("bo"), sse("mb"), *100 * [sse(SENTENCE)]])
     answered = ask(guarded(app))
