@@ -8,7 +8,7 @@ BENCH := .venv-bench
 PEERS := "onnxruntime-genai>=0.18" "openvino>=2026.4" "llama-cpp-python>=0.3.36"
 SOURCES := src tests examples model_build integrations
 
-INTEGRATIONS := $(notdir $(wildcard integrations/*))
+INTEGRATIONS := $(patsubst integrations/%/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 
 .PHONY: help install format lint typecheck test docs check bench \
 	install-build typecheck-build test-build check-build test-optimum \
