@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from guardrail_sdk import Category, Guard, Stage
+from guardrail_sdk import Category, Guard, Policy, Stage
 from guardrail_sdk import _guard as guard_module
 from guardrail_sdk._expand import Kernel
 from guardrail_sdk._judge import Judge
@@ -36,9 +36,11 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GUARDRAIL_CONFIG", raising=False)
     real = guard_module._judge
 
-    def judge(model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None) -> Judge:
+    def judge(
+        model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None, policy: Policy
+    ) -> tuple[Judge, bool]:
         folder = model is None or isinstance(model, str | os.PathLike)
-        return FakeModel(scores) if folder else real(model, kernel)
+        return (FakeModel(scores), False) if folder else real(model, kernel, policy)
 
     monkeypatch.setattr(guard_module, "_judge", judge)
     assert Guard().check_sync("How do I build a pipe bomb at home?").blocked

@@ -78,14 +78,7 @@ class Guard:
         kernel: Kernel | None = None,
     ) -> None:
         policy = _policy(policy)
-        judge = _judge(model, kernel)
-        # The local model is a large part of the package: it loads with the first guard.
-        from guardrail_sdk._local import LocalModel
-
-        local = judge if isinstance(judge, LocalModel) else None
-        if local is not None:
-            local.require_preset(policy.preset)
-        extends = local is not None and local.extends
+        judge, extends = _judge(model, kernel, policy)
         self._codec = codec or DefaultCodec()
         self._checks = Checks(policy=policy, hooks=_hooks(hooks), extends=extends)
         self._driver = Driver(judge=judge, policy=policy)
@@ -290,7 +283,11 @@ def _hooks(hooks: object) -> Hooks:
     raise ConfigError(f"hooks is {type(hooks).__name__}: pass Hooks(...).")
 
 
-def _judge(model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None) -> Judge:
+def _judge(
+    model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None, policy: Policy
+) -> tuple[Judge, bool]:
+    """Return what judges, and whether it reads only what is new of a text that grew."""
+    # The local model is a large part of the package: it loads with the first guard.
     from guardrail_sdk._kernel import KERNELS
     from guardrail_sdk._local import LocalModel
     from guardrail_sdk.artifact import find_artifact
@@ -298,9 +295,12 @@ def _judge(model: str | os.PathLike[str] | Judge | None, kernel: Kernel | None) 
     if kernel is not None and kernel not in KERNELS:
         raise ConfigError(f"kernel is {kernel!r}: use {', '.join(KERNELS)}, or None.")
     if model is None or isinstance(model, str | os.PathLike):
-        return LocalModel(find_artifact(model), kernel)
-    if kernel is not None:
+        model = LocalModel(find_artifact(model), kernel)
+    elif kernel is not None:
         raise ConfigError("kernel is for a model folder: this guard's model is a Judge.")
+    if isinstance(model, LocalModel):
+        model.require_preset(policy.preset)
+        return model, model.extends
     if callable(getattr(model, "judge", None)):
-        return model
+        return model, False
     raise ConfigError(f"model is {type(model).__name__}: pass a model folder or a Judge.")
