@@ -108,8 +108,10 @@ def run_key(
     training: Training,
     seed: int,
 ) -> str:
-    """Return a hash of what decides how a run goes, but for the values of the first weights."""
+    """Return a hash of all that decides how a run goes, the weights that it begins with too."""
     digest = hashlib.sha256(f"{model.config} {template} {training} {seed}".encode())
+    for weight in model.state_dict().values():
+        digest.update(weight.contiguous().reshape(-1).view(torch.uint8).numpy())
     for example in examples:
         digest.update(f"{example.id} {example.ids} {example.weight}".encode())
         digest.update(example.labels.numpy().tobytes())

@@ -101,6 +101,15 @@ def test_progress_of_a_run_with_other_settings_is_not_taken_up(
         torch.testing.assert_close(other[name], weight)
 
 
+def test_a_run_from_other_weights_is_another_run() -> None:
+    model = tiny_checkpoint("compact").model()
+    key = train.run_key(model, "compact", _examples(), TRAINING, 1)
+    assert train.run_key(model, "compact", _examples(), TRAINING, 1) == key
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    assert train.run_key(model, "compact", _examples(), TRAINING, 1) != key
+
+
 def test_frozen_blocks_and_the_embedding_stay(tmp_path: Path) -> None:
     checkpoint = tiny_checkpoint("compact")
     model = checkpoint.model()
