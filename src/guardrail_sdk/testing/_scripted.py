@@ -9,6 +9,7 @@ from threading import Event
 import anyio
 
 _PATIENCE_S = 10.0
+_PACE_S = 0.01
 
 
 class ScriptedModel:
@@ -20,7 +21,8 @@ class ScriptedModel:
     Args:
         pieces: The answer, in the pieces in which it is streamed.
         tool: The name of a tool that is called with the answer as its arguments; None to speak.
-        hold: Wait after the piece of this index until `go` is set; None not to wait.
+        hold: Wait after the piece of this index until `go` is set, and speak slowly from there on,
+            so that whoever hung up meanwhile is noticed; None for neither.
 
     Attributes:
         calls: How often it was called.
@@ -65,6 +67,8 @@ class ScriptedModel:
         """
         try:
             for index, piece in enumerate(self._pieces):
+                if self._hold is not None and index > self._hold:
+                    time.sleep(_PACE_S)
                 yield piece
                 self.sent = index + 1
                 if index == self._hold and not self.go.wait(_PATIENCE_S):
@@ -80,6 +84,8 @@ class ScriptedModel:
         """
         try:
             for index, piece in enumerate(self._pieces):
+                if self._hold is not None and index > self._hold:
+                    await anyio.sleep(_PACE_S)
                 yield piece
                 self.sent = index + 1
                 if index == self._hold:
