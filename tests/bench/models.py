@@ -37,10 +37,10 @@ class Model:
 
     title: str
     shape: str | None
-    lengths: tuple[int, ...]
     most_seconds: float
-    at_once: tuple[int, ...]
-    stream: bool
+    lengths: tuple[int, ...] = (16, 32, 64, 128, 512, 2048)
+    at_once: tuple[int, ...] = (1, 8, 64)
+    stream: bool = True
 
 
 MODELS: Final[Mapping[str, Model]] = {
@@ -50,23 +50,16 @@ MODELS: Final[Mapping[str, Model]] = {
         lengths=(16, 64),
         most_seconds=1.0,
         at_once=(1, 8),
-        stream=True,
     ),
     "encoder": Model(
         title="the bundled encoder",
         shape=None,
-        lengths=(16, 32, 64, 128, 512, 2048),
         most_seconds=1.5,
-        at_once=(1, 8, 64),
-        stream=True,
     ),
     "smollm2": Model(
         title="SmolLM2-135M pruned, random weights",
         shape="smollm2",
-        lengths=(16, 32, 64, 128, 512, 2048),
         most_seconds=2.0,
-        at_once=(1, 8, 64),
-        stream=True,
     ),
     "paper": Model(
         title="the paper's shape, random weights",
